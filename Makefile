@@ -1,0 +1,78 @@
+# Everything a developer or CI runs. `make test` in a fresh clone installs what it needs.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# A shim can exist without working, so each candidate is tried.
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3; do \
+	if $$python -c '' 2>/dev/null; then echo $$python; break; fi; done)
+endif
+
+ifeq ($(PYTHON),)
+$(error no working python3.11 or python3 found; give one with `make PYTHON=/path/to/python`)
+endif
+
+VENV := .venv
+BIN := $(VENV)/bin
+# constraints.txt pins what was tested on Python 3.11; other Pythons resolve freely.
+CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))')
+
+.PHONY: help demo test test-slow test-newest lint notebooks bench clean
+
+help:
+	@echo "targets: demo test test-slow test-newest lint notebooks bench clean"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all,dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python demo/eight_schools.py
+
+test: $(VENV)/.installed
+	AMORTIZE_REQUIRE=pyro,numpyro $(BIN)/python -m pytest -n 2 -m "not slow and not mutant"
+
+test-slow: $(VENV)/.installed
+	AMORTIZE_REQUIRE=pyro,numpyro $(BIN)/python -m pytest -n 2 -m "slow or mutant"
+
+# The newest releases on the newer Pythons (ArviZ 1 among them), without constraints.
+# Where pyenv keeps a Python, its shim on the PATH may not work, so both places are tried.
+test-newest:
+	@passed=""; failed=""; missing=""; \
+	root=$$(pyenv root 2>/dev/null || true); \
+	for version in 3.12 3.13; do \
+		found=""; \
+		for python in python$$version $${root:+$$root/versions/$$version*/bin/python}; do \
+			if $$python -c '' 2>/dev/null; then found=$$python; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then missing="$$missing $$version"; continue; fi; \
+		venv=.venv-newest-$$version; \
+		$(MAKE) --no-print-directory $$venv/.installed NEWEST_PYTHON=$$found; \
+		echo "== Python $$version ($$found), newest releases =="; \
+		if AMORTIZE_REQUIRE=numpyro $$venv/bin/python -m pytest -n 2 -m "not slow and not mutant"; \
+		then passed="$$passed $$version"; else failed="$$failed $$version"; fi; \
+	done; \
+	echo "passed on Python:$${passed:- none}; failed on:$${failed:- none}; not found, so not" \
+		"tested:$${missing:- none}"; \
+	test -n "$$passed" -a -z "$$failed"
+
+.venv-newest-%/.installed: pyproject.toml
+	$(NEWEST_PYTHON) -m venv .venv-newest-$*
+	.venv-newest-$*/bin/python -m pip install --quiet --upgrade -e '.[numpyro,arviz,dev]'
+	touch $@
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: $(VENV)/.installed
+	$(BIN)/python tutorials/execute.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/simulation_throughput.py
+
+clean:
+	rm -rf .venv .venv-newest-* .mypy_cache .pytest_cache .ruff_cache build dist

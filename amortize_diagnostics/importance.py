@@ -1,0 +1,367 @@
+"""Importance weights: Pareto smoothing, efficiency, evidence, local latents, resampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from arviz_stats.base import array_stats
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
+
+Array = NDArray[np.float64]
+
+# Below this the tail of `num_draws / 5` weights is too short for a Pareto fit.
+_MIN_DRAWS = 25
+# Largest weights closer than this (in nats) are equal up to the rounding of float32 densities.
+_EQUAL_WEIGHTS = 1e-3
+_GOOD, _USABLE = 0.5, 0.1
+
+
+def psis(log_weights: ArrayLike, *, axis: int = 0) -> tuple[Array, Any]:
+    """Smooth importance weights by a generalised Pareto fit to their largest values.
+
+    The `M = min(n / 5, 3 sqrt(n))` largest weights are replaced by the expected order statistics
+    `F^-1((j - 0.5) / M)` of the fit, cut off at the largest raw weight, and all are normalised to
+    `sum_i w_i = 1`. The shape `khat` of the fit says how heavy the tail is: the weights have
+    a finite variance for `khat < 0.5` and a finite mean for `khat < 1`.
+
+    Use it for every weighted average. `khat` speaks for the weighted draws only: a guide that is
+    far too wide has a small `khat`, so read the ESS fraction of `importance_summary` beside it.
+
+    Args:
+        log_weights: Unnormalised log weights `log p(z, x) - log q(z | x)` in nats, any shape,
+            with both densities in the same space. `-inf` is a weight of zero.
+        axis: The axis of the draws.
+
+    Returns:
+        The normalised smoothed log weights, same shape, and `khat` without `axis` (a float for
+        one data set). `khat` is NaN where it is undefined: fewer than 25 draws of positive
+        weight (30 with arviz-stats 1), or largest weights that are tied with one another. It is 0 for equal weights,
+        and infinite if a few weights exceed the others beyond floating point. Weights whose
+        tail cannot be fitted are normalised only.
+
+    Raises:
+        ValueError: If a weight is NaN or +inf, or if all weights of a data set are zero.
+
+    Example:
+        >>> smoothed, khat = psis([0.0] * 100)
+        >>> float(smoothed[0]), float(khat)
+        (-4.605170185988092, 0.0)
+
+    References:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto smoothed importance sampling,
+        Journal of Machine Learning Research 25.
+    """
+    draws_last = np.moveaxis(_checked(log_weights, axis), axis, -1)
+    smoothed = np.empty_like(draws_last)
+    khat = np.empty(draws_last.shape[:-1])
+    for index in np.ndindex(khat.shape):
+        smoothed[index], khat[index] = _smooth(draws_last[index])
+    return np.moveaxis(smoothed, -1, axis), khat[()]
+
+
+def _smooth(log_weights: Array) -> tuple[Array, float]:
+    """`psis` of one data set with weights of shape `(num_draws,)`."""
+    normalised = log_weights - logsumexp(log_weights)
+    positive = np.isfinite(log_weights)  # zero weights say nothing about the upper tail
+    values = normalised[positive]
+    if values.size < _MIN_DRAWS:
+        return normalised, np.nan
+
+    tail_size = int(min(values.size / 5, 3 * np.sqrt(values.size)))
+    tail = np.sort(values)[-tail_size - 1 :]
+    largest, cutoff = tail[-1], tail[0]
+    if largest - cutoff < _EQUAL_WEIGHTS:
+        return normalised, 0.0
+    # The fit divides by the lower quartile of the tail's excesses over the cut-off.
+    quartile = tail[tail_size // 4]
+    if np.exp(quartile - largest) <= np.exp(cutoff - largest):
+        return normalised, np.nan if quartile == cutoff else np.inf
+
+    # array_stats takes log likelihoods, whose negatives are the log weights of leave-one-out.
+    normalised[positive], khat = array_stats.psislw(-values)
+    return normalised, float(khat)
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceSummary:
+    """What importance weights say about a guide, at one data set or at each of many.
+
+    Two verdicts, because neither implies the other. The *guide's own draws* are judged by the
+    ESS fraction: at least 0.5 is good, 0.1 to 0.5 is usable only after weighting, below 0.1 is
+    poor. The *weighted draws* are reliable if `khat < khat_threshold`; a guide three times too
+    wide passes that and fails the first.
+
+    `print(summary)` says both in words.
+
+    Args:
+        num_draws: Number of draws per data set.
+        ess_fraction: `(sum_i w_i)^2 / (n sum_i w_i^2)`, from 1/n to 1.
+        khat: Pareto shape of the largest weights, NaN where undefined.
+        khat_threshold: `min(1 - 1/log10(n), 0.7)`, NaN with fewer than 25 draws.
+        log_evidence: `log p(x)` in nats, up to the constant that the weights lack.
+        log_evidence_se: Its standard error in nats, `sqrt((1 - ess_fraction) / (n
+            ess_fraction))`; meaningless where `khat` fails.
+        num_zero_weight: Number of draws with weight zero: outside the model's support.
+
+    All but the first and the threshold are scalars for one data set and arrays of shape
+    `(num_datasets,)` for many.
+
+    Example:
+        >>> print(importance_summary([-3.0] * 1000))
+        Guide's own draws: good (ESS fraction 1.00 of 1000 draws).
+        Weighted draws: reliable (Pareto k-hat 0.00, threshold 0.67).
+        Log evidence: -3.000 ± 0.000 nats.
+
+    References:
+        Dax, Green, Gair, Puerrer, Wildberger, Macke, Buonanno and Schoelkopf (2023), Neural
+        importance sampling for rapid and reliable gravitational-wave inference, Physical Review
+        Letters 130. Threshold: see `psis`.
+    """
+
+    num_draws: int
+    ess_fraction: Any
+    khat: Any
+    khat_threshold: float
+    log_evidence: Any
+    log_evidence_se: Any
+    num_zero_weight: Any
+
+    def __str__(self) -> str:
+        """Both verdicts in words."""
+        return _one_verdict(self) if np.ndim(self.khat) == 0 else _many_verdicts(self)
+
+
+def importance_summary(log_weights: ArrayLike) -> ImportanceSummary:
+    """Judge a guide by the weights of its draws.
+
+    `log p(x) ~= logsumexp_i(log w_i) - log n` and `ESS / n = (sum_i w_i)^2 / (n sum_i w_i^2)` from
+    the raw weights, in nats; `khat` from `psis`.
+
+    Use it on the guide's own independent draws. With local latents in plates, first take them out
+    by `marginalise_local_weights`, else many good local draws multiply to one bad weight.
+
+    Args:
+        log_weights: `log p(z, x) - log q(z | x)` in nats, shape `(num_draws,)` or
+            `(num_draws, num_datasets)`. `-inf` is counted as a draw of weight zero.
+
+    Returns:
+        The summary, with arrays of shape `(num_datasets,)` in the second case.
+
+    Raises:
+        ValueError: If the shape is another, if a weight is NaN or +inf, or if all weights of
+            a data set are zero.
+
+    Example:
+        >>> summary = importance_summary([[0.0, 0.0], [0.0, -np.inf]])
+        >>> summary.ess_fraction, summary.num_zero_weight
+        (array([1. , 0.5]), array([0, 1]))
+
+    References:
+        See `ImportanceSummary`.
+    """
+    if np.ndim(log_weights) not in (1, 2):
+        raise ValueError(
+            "log_weights: expected shape (num_draws,) or (num_draws, num_datasets), got "
+            f"{np.shape(log_weights)}. Reshape the data sets to one axis."
+        )
+    weights = _checked(log_weights, axis=0)
+    _, khat = psis(weights)
+    num_draws = weights.shape[0]
+    log_sum = logsumexp(weights, axis=0)
+    # 1 is reached up to rounding only, and the error below needs 1 - ess_fraction >= 0.
+    ess_fraction = np.minimum(np.exp(2 * log_sum - logsumexp(2 * weights, axis=0)) / num_draws, 1.0)
+    enough = num_draws >= _MIN_DRAWS
+    return ImportanceSummary(
+        num_draws=num_draws,
+        ess_fraction=ess_fraction,
+        khat=khat,
+        khat_threshold=min(1.0 - 1.0 / np.log10(num_draws), 0.7) if enough else np.nan,
+        log_evidence=log_sum - np.log(num_draws),
+        log_evidence_se=np.sqrt((1.0 - ess_fraction) / (num_draws * ess_fraction)),
+        num_zero_weight=np.sum(np.isneginf(weights), axis=0),
+    )
+
+
+def _own_draws_verdict(ess_fraction: float) -> str:
+    if ess_fraction >= _GOOD:
+        return "good"
+    return "usable only after weighting" if ess_fraction >= _USABLE else "poor"
+
+
+def _weighted_verdict(khat: float, threshold: float) -> str:
+    if np.isnan(khat):
+        return "not judged"
+    return "reliable" if khat < threshold else "unreliable"
+
+
+def _one_verdict(summary: ImportanceSummary) -> str:
+    weighted = _weighted_verdict(summary.khat, summary.khat_threshold)
+    if weighted == "not judged":
+        reason = f"k-hat needs {_MIN_DRAWS} draws of positive weight, the largest distinct"
+    else:
+        reason = f"Pareto k-hat {summary.khat:.2f}, threshold {summary.khat_threshold:.2f}"
+    lines = [
+        f"Guide's own draws: {_own_draws_verdict(summary.ess_fraction)} "
+        f"(ESS fraction {summary.ess_fraction:.2f} of {summary.num_draws} draws).",
+        f"Weighted draws: {weighted} ({reason}).",
+        f"Log evidence: {summary.log_evidence:.3f} ± {summary.log_evidence_se:.3f} nats.",
+    ]
+    if summary.num_zero_weight:
+        lines.append(f"Zero weights: {summary.num_zero_weight} (outside the model's support).")
+    return "\n".join(lines)
+
+
+def _many_verdicts(summary: ImportanceSummary) -> str:
+    own = [_own_draws_verdict(value) for value in summary.ess_fraction]
+    weighted = [_weighted_verdict(value, summary.khat_threshold) for value in summary.khat]
+    worst = int(np.argmin(summary.ess_fraction))
+    lines = [
+        f"{len(own)} data sets, {summary.num_draws} draws each.",
+        f"Guide's own draws: {_counts(own)} "
+        f"(ESS fraction: median {np.median(summary.ess_fraction):.2f}, "
+        f"lowest {summary.ess_fraction[worst]:.2f} at data set {worst}).",
+        f"Weighted draws: {_counts(weighted)} "
+        f"(Pareto k-hat, threshold {summary.khat_threshold:.2f}).",
+    ]
+    if np.any(summary.num_zero_weight):
+        num_touched = np.count_nonzero(summary.num_zero_weight)
+        lines.append(f"Zero weights: in {num_touched} data sets (outside the model's support).")
+    return "\n".join(lines)
+
+
+def _counts(verdicts: list[str]) -> str:
+    return ", ".join(f"{verdict} for {verdicts.count(verdict)}" for verdict in sorted({*verdicts}))
+
+
+def marginalise_local_weights(global_log_weight: ArrayLike, local_log_weight: ArrayLike) -> Array:
+    """Weight global draws with the local latents of one plate averaged out.
+
+    `log w_s = log g_s + sum_l log[(1/K) sum_k v_ksl]`, in nats, where `g` is the ratio of all
+    that does not belong to the plate and `v` the ratio `p / q` of element `l`: its local latents
+    and observations given the globals of draw `s`. Unbiased for the evidence, because the
+    elements are independent given the globals.
+
+    Use it when local latents are many: the plain joint weight multiplies one random factor for
+    each element, and its k-hat grows with their number. Apply it once for each plate. Elements
+    that are not independent given the globals need joint weights.
+
+    Args:
+        global_log_weight: Shape `(num_draws, ...)`, in nats.
+        local_log_weight: Shape `(num_local_draws, num_draws, ..., plate_size)`, in nats.
+
+    Returns:
+        Log weights of the global draws, the shape of `global_log_weight`.
+
+    Raises:
+        ValueError: If the shapes do not belong together, or if a weight is NaN or +inf.
+
+    Example:
+        >>> local = np.log([[[1.0, 2.0]], [[3.0, 2.0]]])      # 2 local draws, 1 draw, 2 elements
+        >>> np.exp(marginalise_local_weights([0.0], local))
+        array([4.])
+    """
+    global_ = _finite_or_zero("global_log_weight", global_log_weight)
+    local = _finite_or_zero("local_log_weight", local_log_weight)
+    if local.ndim < 2 or local.shape[1:-1] != global_.shape or not local.shape[0]:
+        raise ValueError(
+            "local_log_weight: expected shape (num_local_draws, *global shape, plate_size) with "
+            f"global shape {global_.shape}, got {local.shape}. Put the local draws first and the "
+            "plate last."
+        )
+    return global_ + np.sum(logsumexp(local, axis=0) - np.log(local.shape[0]), axis=-1)
+
+
+def choose_local_draws(local_log_weight: ArrayLike, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Choose one local draw per element and global draw in proportion to its weight.
+
+    `P(k | s, l) = v_ksl / sum_j v_jsl`. Together with the weights of `marginalise_local_weights`
+    this gives joint draws of global and local latents that target the exact posterior.
+
+    Args:
+        local_log_weight: The argument of `marginalise_local_weights`, shape
+            `(num_local_draws, ...)`, in nats.
+        rng: Source of randomness.
+
+    Returns:
+        Indices into the first axis, shape `(...)`. An element whose weights are all zero gets
+        index 0; its global draw has weight zero.
+
+    Raises:
+        ValueError: If there is no local draw, or if a weight is NaN or +inf.
+
+    Example:
+        >>> choose_local_draws([[-np.inf, 0.0], [0.0, -np.inf]], np.random.default_rng(0))
+        array([1, 0])
+    """
+    local = _finite_or_zero("local_log_weight", local_log_weight)
+    if local.ndim == 0 or not local.shape[0]:
+        raise ValueError(
+            "local_log_weight: expected shape (num_local_draws, ...) with at least one draw, got "
+            f"{local.shape}. Draw at least one local value per global draw."
+        )
+    # The Gumbel maximum is a draw from the softmax over the first axis.
+    return np.argmax(local + rng.gumbel(size=local.shape), axis=0)
+
+
+def resample(log_weights: ArrayLike, num_draws: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Resample draws in proportion to their weights, systematically.
+
+    The points `(i + u) / num_draws`, with one uniform `u` for all, are looked up in the cumulated
+    weights: each draw is chosen `num_draws * w` times, rounded down or up.
+
+    Use it where equally weighted draws are needed, with smoothed weights from `psis`. Averages
+    are more accurate from the weights themselves, and repeated draws are no new information.
+
+    Args:
+        log_weights: Log weights of the draws, shape `(num_candidates,)`, any normalisation.
+        num_draws: Number of indices to return.
+        rng: Source of randomness.
+
+    Returns:
+        Increasing indices into the draws, shape `(num_draws,)`. Draws of weight zero never occur.
+
+    Raises:
+        ValueError: If the shape is another, if a weight is NaN or +inf, or if all are zero.
+
+    Example:
+        >>> resample(np.log([0.5, 0.25, 0.25]), 4, np.random.default_rng(0))
+        array([0, 0, 1, 2])
+    """
+    if np.ndim(log_weights) != 1:
+        raise ValueError(
+            f"log_weights: expected shape (num_candidates,), got {np.shape(log_weights)}. "
+            "Resample one data set at a time."
+        )
+    weights = _checked(log_weights, axis=0)
+    cumulated = np.cumsum(np.exp(weights - weights.max()))
+    # An offset in (0, 1] with "left" cannot fall on a weight of zero nor past the last one.
+    points = (np.arange(num_draws) + 1.0 - rng.uniform()) / num_draws
+    return np.searchsorted(cumulated, points * cumulated[-1], side="left")
+
+
+def _checked(log_weights: ArrayLike, axis: int) -> Array:
+    """Weights as float64 in which every data set has a positive weight."""
+    weights = _finite_or_zero("log_weights", log_weights)
+    all_zero = np.argwhere(np.all(np.isneginf(weights), axis=axis))
+    if all_zero.size or weights.size == 0:
+        dataset = f"data set {tuple(int(i) for i in all_zero[0])}" if all_zero.size else "draws"
+        raise ValueError(
+            f"log_weights: expected a positive weight, got only zeros or none for {dataset}. "
+            "Every draw lies outside the model's support: compare the guide's support with it."
+        )
+    return weights
+
+
+def _finite_or_zero(name: str, log_weights: ArrayLike) -> Array:
+    """Log weights as float64, of which `-inf` (weight zero) is the only non-finite value."""
+    weights = np.asarray(log_weights, dtype=np.float64)
+    num_bad = int(np.count_nonzero(np.isnan(weights) | np.isposinf(weights)))
+    if num_bad:
+        raise ValueError(
+            f"{name}: expected numbers or -inf, got {num_bad} of {weights.size} that are NaN or "
+            "+inf. Look for a density that overflows, or masked data that were not filled."
+        )
+    return weights

@@ -1,0 +1,28 @@
+"""Amortized guides for NumPyro: one network that answers with a posterior for any data set."""
+
+from numpyro_amortize.densities import NormalDensity, SplineFlowDensity
+from numpyro_amortize.embeddings import PlateEmbedding
+from numpyro_amortize.fit import fit
+from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.history import TrainingHistory
+from numpyro_amortize.importance import ImportanceSamples
+from numpyro_amortize.objectives import NPE
+from numpyro_amortize.posterior import AmortizedPosterior, Posterior
+from numpyro_amortize.simulate import Simulations, simulate
+from numpyro_amortize.structure import ModelStructure
+
+__all__ = [
+    "NPE",
+    "AmortizedGuide",
+    "AmortizedPosterior",
+    "ImportanceSamples",
+    "ModelStructure",
+    "NormalDensity",
+    "PlateEmbedding",
+    "Posterior",
+    "Simulations",
+    "SplineFlowDensity",
+    "TrainingHistory",
+    "fit",
+    "simulate",
+]

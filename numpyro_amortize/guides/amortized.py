@@ -1,0 +1,559 @@
+"""The amortized guide: a posterior for every data set, built from the model itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+
+from numpyro_amortize.checks import bound_arguments, read_data
+from numpyro_amortize.densities import Density, SplineFlowDensity
+from numpyro_amortize.embeddings import Embedding, PlateEmbedding
+from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
+from numpyro_amortize.layout import pack, pack_plain
+from numpyro_amortize.observations import check_observations
+from numpyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
+from numpyro_amortize.simulate import conditional_location_scale, simulate_rows
+from numpyro_amortize.standardisation import Moments, Standardisation, robust_moments
+from numpyro_amortize.structure import ModelStructure, SiteInfo
+from numpyro_amortize.supports import Support
+
+PARAMS = "amortized$params"
+STANDARDISATION = "amortized$standardisation"
+_SETUP_SIMULATIONS = 2048
+
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+class AmortizedGuide:
+    """A guide that answers with a posterior for any data set of the model.
+
+    `q(z | x) = prod_i q(z_i | context(x), parents of z_i)`, one conditional density per latent
+    site, global sites first. The networks are exactly equivariant to permutations inside
+    each plate and take any plate size. Train it with `fit`, or as a guide of the host's `SVI`;
+    data are found in the model's own arguments at every call.
+
+    Args:
+        model: A NumPyro model, unchanged.
+        observed: Name or names of the sites that carry data.
+        inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
+            dimensions, or `{argument: None}` for one without a plate.
+        sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
+            calls, any other plain Python argument may not.
+        embedding: One specification for all observed sites, or `{site: specification}`.
+        densities: One specification for all latent sites, or `{site: specification}`.
+        parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
+
+    Raises:
+        ValueError: At set-up, with everything that stands in the way of a guide for this model.
+        TypeError: If an embedding or density is not a specification.
+
+    Example:
+        >>> def model(y=None):
+        ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        >>> guide = AmortizedGuide(model, observed="y").setup()
+        >>> print(guide.structure)
+        latent sites, in the order in which the guide draws them:
+          z | y
+        observed sites and inputs:
+          y
+
+    References:
+        Papamakarios and Murray (2016), arXiv:1605.06376; Webb et al. (2018), arXiv:1712.00287,
+        for the faithful factorisation behind the choice of parents.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        observed: str | Sequence[str],
+        inputs: InputPlates | None = None,
+        sizes: Mapping[str, str] | None = None,
+        embedding: Embedding | Mapping[str, Embedding] | None = None,
+        densities: Density | Mapping[str, Density] | None = None,
+        parents: Parents = "auto",
+    ) -> None:
+        self.model = model
+        self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        self.inputs = dict(inputs or {})
+        self.sizes = dict(sizes or {})
+        self._embedding = _check_specs("embedding", embedding, Embedding)
+        self._densities = _check_specs("densities", densities, Density)
+        self._parents = parents
+        self.setup_call: Call = ((), {})
+        self._observations: Mapping[str, Any] | None = None
+        self._structure: ModelStructure | None = None
+        self._init_params: dict[str, Any] = {}
+
+    @property
+    def structure(self) -> ModelStructure:
+        """What the guide has read of the model.
+
+        Raises:
+            RuntimeError: If the guide has not been set up.
+        """
+        if self._structure is None:
+            raise RuntimeError("AmortizedGuide: not set up; call guide.setup(*args, **kwargs)")
+        return self._structure
+
+    def setup(self, *args: Any, **kwargs: Any) -> AmortizedGuide:
+        """Read the model, measure the standardisation and build the networks, once.
+
+        Deterministic: it uses fixed keys. Later calls do nothing. `fit` and the first call of
+        the guide do it for you.
+
+        Args:
+            *args: Positional arguments of the model; data among them are not used.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The guide itself.
+
+        Raises:
+            ValueError: If the model cannot have a guide; the message lists every reason.
+        """
+        return self.setup_over([(args, kwargs)])
+
+    def setup_over(self, calls: Sequence[Call]) -> AmortizedGuide:
+        """`setup` with the standardisation measured over several calls of the model.
+
+        Args:
+            calls: Pairs of positional and keyword arguments.
+
+        Returns:
+            The guide itself.
+        """
+        if self._structure is not None:
+            return self
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(list(calls))):
+            raise RuntimeError(
+                "AmortizedGuide: the first call is inside jit, where the model cannot be "
+                "measured; call guide.setup(*args, **kwargs) with real arrays before it"
+            )
+        args, kwargs = calls[0]
+        structure = read_structure(
+            self.model,
+            args,
+            kwargs,
+            observed=self.observed,
+            inputs=self.inputs,
+            sizes=self.sizes,
+            parents=self._parents,
+        )
+        self.setup_call = (args, kwargs)
+        self.build(structure, _measure(self.model, structure, calls))
+        return self
+
+    def build(self, structure: ModelStructure, standardisation: Standardisation) -> None:
+        """Build the networks from a structure and constants; `setup` and `load` end here."""
+        embeddings, densities = self.specifications(structure)
+        chain = build_chain(structure, embeddings, densities, jax.random.key(0))
+        arrays, self._static = eqx.partition(chain, eqx.is_array)
+        paths, self._treedef = jax.tree_util.tree_flatten_with_path(arrays)
+        self._names = [_dotted(path) for path, _ in paths]
+        self._structure = structure
+        self._init_params = {
+            PARAMS: dict(zip(self._names, (leaf for _, leaf in paths), strict=True)),
+            # Read relative to its first entry: decoupled weight decay of a stock optimiser
+            # scales all entries alike and cancels.
+            STANDARDISATION: jnp.concatenate([jnp.ones(1), jnp.asarray(standardisation.vector())]),
+        }
+
+    def specifications(
+        self, structure: ModelStructure
+    ) -> tuple[dict[str, Embedding], dict[str, Density]]:
+        """The embedding of each observed and the density of each latent site.
+
+        Raises:
+            ValueError: If a specification is given for a site that does not exist.
+        """
+        return (
+            _resolve("embedding", self._embedding, structure.observed, PlateEmbedding()),
+            _resolve("densities", self._densities, structure.latents, SplineFlowDensity()),
+        )
+
+    def init_params(self) -> dict[str, Any]:
+        """Initial parameters under the names that the host's `SVI` uses."""
+        _ = self.structure
+        return dict(self._init_params)
+
+    def bind(self, observations: Mapping[str, Any]) -> AmortizedGuide:
+        """This guide with its data fixed, for hosts that call it with the data left out.
+
+        Args:
+            observations: Value of each observed site, `(*plates, *event)`.
+
+        Returns:
+            A guide that shares structure and parameters with this one.
+        """
+        bound = copy.copy(self)
+        bound._observations = dict(observations)
+        return bound
+
+    def __call__(
+        self, *args: Any, observations: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> dict[str, Array]:
+        """Sample every latent site, as a guide of the host.
+
+        Args:
+            *args: The model's positional arguments.
+            observations: Data by site; found in the model's arguments if None.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            The latent values, constrained.
+
+        Raises:
+            ValueError: If data are missing or do not fit the model.
+        """
+        self.setup(*args, **kwargs)
+        found = self.find_observations(args, kwargs, observations)
+        params = {
+            name: numpyro.param(name, value) for name, value in self._init_params.items()
+        }
+
+        def draw(site: SiteInfo, distribution: dist.Distribution) -> Array:
+            with ExitStack() as stack:
+                for plate in (*site.plates, *site.event_plates):
+                    info = self.structure.plates[plate]
+                    size = info.size if info.is_event else plate_sizes[plate]
+                    stack.enter_context(numpyro.plate(plate, size, dim=info.dim))
+                return numpyro.sample(site.name, distribution)
+
+        plate_sizes = self.plate_sizes(found)
+        return self._run(params, args, kwargs, found, 0, draw)
+
+    def find_observations(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Any] | None = None,
+        batch_dims: int = 0,
+    ) -> dict[str, Array]:
+        """The data of a call: given, bound, or read by tracing the model.
+
+        Args:
+            args: The model's positional arguments.
+            kwargs: The model's keyword arguments.
+            observations: Data by site, or None.
+            batch_dims: Number of leading axes of data sets.
+
+        Returns:
+            Value of each observed site.
+
+        Raises:
+            ValueError: If a site has no data, or data of a wrong shape, type or value.
+        """
+        settings = read_settings(self.model, args, kwargs, self.sizes)
+        for name, value in self.structure.settings.items():
+            if settings.get(name, value) != value:
+                raise ValueError(
+                    f"argument '{name}': expected {value!r}, with which the guide was set up, "
+                    f"got {settings[name]!r}; make a new guide, or declare a plate size in sizes="
+                )
+        if observations is None:
+            observations = self._observations
+        if observations is None:
+            observations = read_data(self.model, args, kwargs)
+        return check_observations(self.structure, observations, batch_dims)
+
+    def plate_sizes(self, observations: Mapping[str, Array], batch_dims: int = 0) -> dict[str, int]:
+        """Size of every plate that is not an event, as the data have it."""
+        sizes = {}
+        for site in self.structure.observed:
+            aligned = pack_plain(self.structure, site, observations[site.name], batch_dims)
+            for plate in site.plates:
+                sizes[plate] = aligned.shape[self.structure.plates[plate].dim - 1]
+        return sizes
+
+    def draw(
+        self,
+        params: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Array],
+        *,
+        batch_dims: int = 0,
+        given: Mapping[str, Array] | None = None,
+        rng_key: Array,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """One draw of the latents per data set, outside any handler.
+
+        Args:
+            params: Parameters as in `init_params`.
+            args: The model's positional arguments.
+            kwargs: The model's keyword arguments.
+            observations: Data by site with `batch_dims` leading axes.
+            batch_dims: Number of leading axes of data sets.
+            given: Values of some latents in place of draws.
+            rng_key: Key of the draw.
+
+        Returns:
+            Constrained values, and log densities of shape `(*batch, *plates)` in nats.
+        """
+        given = given or {}
+        log_probs = {}
+        keys = dict(
+            zip(
+                (site.name for site in self.structure.latents),
+                jax.random.split(rng_key, len(self.structure.latents)),
+                strict=True,
+            )
+        )
+
+        def draw(site: SiteInfo, distribution: dist.Distribution) -> Array:
+            name = site.name
+            if name in given:
+                value, inner = given[name], None
+            else:
+                value, inner = distribution.sample_with_intermediates(keys[name])
+            log_probs[name] = (
+                distribution.log_prob(value, inner) if inner else distribution.log_prob(value)
+            )
+            return value
+
+        latents = self._run(params, args, kwargs, observations, batch_dims, draw)
+        return latents, log_probs
+
+    def site_log_probs(
+        self,
+        params: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Array],
+        observations: Mapping[str, Array],
+        *,
+        batch_dims: int = 0,
+        conditionals: Mapping[str, Moments] | None = None,
+    ) -> dict[str, Array]:
+        """Log density of every latent site at given values, all at once.
+
+        Args:
+            params: Parameters as in `init_params`.
+            args: The model's positional arguments.
+            kwargs: The model's keyword arguments.
+            latents: Constrained values with `batch_dims` leading axes.
+            observations: Data by site with `batch_dims` leading axes.
+            batch_dims: Number of leading axes.
+            conditionals: The model's location and scale at conditional sites, if already
+                known from a simulation; read by tracing the model otherwise.
+
+        Returns:
+            Shape `(*batch, *aligned plates)` per site, in nats, constrained space.
+        """
+        chain, standardisation = self._unpack_params(params)
+        inputs = self._inputs(args, kwargs)
+        contexts = chain.contexts(standardisation, observations, inputs, batch_dims)
+        known = conditionals or {}
+        packed = {
+            site.name: self._conditional(
+                site, args, kwargs, latents, batch_dims, known.get(site.name)
+            )
+            for site in self.structure.latents
+            if site.is_conditional
+        }
+        return chain.log_prob(standardisation, contexts, latents, packed, batch_dims)
+
+    def log_prob(
+        self,
+        params: Mapping[str, Any],
+        latents: Mapping[str, Array],
+        *args: Any,
+        observations: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Array:
+        """Joint log density of latents given one data set.
+
+        Args:
+            params: Parameters as in `init_params`.
+            latents: Constrained values with one leading axis of draws.
+            *args: The model's positional arguments.
+            observations: Data by site; found in the model's arguments if None.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Shape `(num_draws,)`, in nats, constrained space.
+        """
+        found = self.find_observations(args, kwargs, observations)
+        num_draws = len(next(iter(latents.values())))
+        repeated = {
+            name: jnp.broadcast_to(value, (num_draws, *value.shape))
+            for name, value in found.items()
+        }
+        parts = self.site_log_probs(params, args, kwargs, latents, repeated, batch_dims=1)
+        return sum(part.reshape(num_draws, -1).sum(1) for part in parts.values())
+
+    def sample_posterior(
+        self,
+        rng_key: Array,
+        params: Mapping[str, Any],
+        *args: Any,
+        observations: Mapping[str, Any] | None = None,
+        sample_shape: tuple[int, ...] = (),
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """Draws of the latents, in the signature of the host's automatic guides.
+
+        Args:
+            rng_key: Key of the draws.
+            params: Parameters as in `init_params`.
+            *args: The model's positional arguments.
+            observations: Data by site; found in the model's arguments if None.
+            sample_shape: Leading shape of the draws.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Constrained values of shape `(*sample_shape, *plates, *event)`.
+        """
+        found = self.find_observations(args, kwargs, observations)
+
+        def one(key: Array) -> dict[str, Array]:
+            return self.draw(params, args, kwargs, found, rng_key=key)[0]
+
+        for _ in sample_shape:
+            one = jax.vmap(one)
+        return one(jax.random.split(rng_key, sample_shape))
+
+    def _run(
+        self,
+        params: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Array],
+        batch_dims: int,
+        draw: Callable[[SiteInfo, dist.Distribution], Array],
+    ) -> dict[str, Array]:
+        chain, standardisation = self._unpack_params(params)
+        inputs = self._inputs(args, kwargs)
+        contexts = chain.contexts(standardisation, observations, inputs, batch_dims)
+        latents: dict[str, Array] = {}
+        features: dict[str, Array] = {}
+        for site in self.structure.latents:
+            conditionals: Conditionals = {}
+            if site.is_conditional:
+                own = self._conditional(site, args, kwargs, latents, batch_dims)
+                conditionals = {site.name: own}
+            distribution = chain.distribution(
+                site, standardisation, contexts, features, conditionals
+            )
+            value = draw(site, distribution)
+            latents[site.name] = value
+            features[site.name] = chain.parent_features(standardisation, site, value, batch_dims)
+        return latents
+
+    def _unpack_params(
+        self, params: Mapping[str, Any]
+    ) -> tuple[PosteriorChain, Standardisation]:
+        leaves = [params[PARAMS][name] for name in self._names]
+        arrays = jax.tree_util.tree_unflatten(self._treedef, leaves)
+        vector = jax.lax.stop_gradient(params[STANDARDISATION])
+        constants = Standardisation.from_vector(self.structure, vector[1:] / vector[0])
+        return eqx.combine(arrays, self._static), constants
+
+    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        if not self.inputs:
+            return {}
+        arguments = bound_arguments(self.model, args, kwargs).arguments
+        return {name: arguments[name] for name in self.inputs}
+
+    def _conditional(
+        self,
+        site: SiteInfo,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Array],
+        batch_dims: int,
+        known: Moments | None = None,
+    ) -> Moments:
+        if known is None:
+            parents = {
+                earlier.name: latents[earlier.name]
+                for earlier in self.structure.latents
+                if earlier.name in latents and earlier.name != site.name
+            }
+            known = conditional_location_scale(
+                self.model, args, kwargs, site.name, parents, batch_dims
+            )
+        return pack_moments(self.structure, site, known, batch_dims)
+
+
+def pack_moments(
+    structure: ModelStructure, site: SiteInfo, moments: Moments, batch_dims: int
+) -> Moments:
+    """Location and scale of a site in the layout of its unconstrained coordinates."""
+    plain = replace(site, support=Support("real"))
+    loc, scale = (pack(structure, plain, part, batch_dims)[0] for part in moments)
+    return loc, scale
+
+
+def _measure(
+    model: Callable[..., Any], structure: ModelStructure, calls: Sequence[Call]
+) -> Standardisation:
+    """Robust location and scale of everything, over prior simulations of all calls."""
+    conditional = [site.name for site in structure.latents if site.is_conditional]
+    num = max(_SETUP_SIMULATIONS // len(calls), 1)
+    draws: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
+    parents: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
+    data: dict[str, list[Array]] = {site.name: [] for site in structure.observed}
+    inputs: dict[str, list[Array]] = {item.name: [] for item in structure.inputs}
+    for number, (args, kwargs) in enumerate(calls):
+        run = jax.jit(partial(simulate_rows, model, num, args, kwargs, conditional=conditional))
+        values, moments = run(rng_key=jax.random.key(number))
+        for site in structure.latents:
+            coordinates, _ = pack(structure, site, values[site.name], 1)
+            parents[site.name].append(coordinates)
+            if site.is_conditional:
+                loc, scale = pack_moments(structure, site, moments[site.name], 1)
+                coordinates = (coordinates - loc) / scale
+            draws[site.name].append(coordinates)
+        for site in structure.observed:
+            data[site.name].append(pack_plain(structure, site, values[site.name], 1))
+        arguments = bound_arguments(model, args, kwargs).arguments
+        for item in structure.inputs:
+            inputs[item.name].append(pack_plain(structure, item, arguments[item.name], 0))
+    return Standardisation(
+        *(
+            {name: robust_moments(name, arrays) for name, arrays in group.items()}
+            for group in (draws, parents, data, inputs)
+        )
+    )
+
+
+def _check_specs(argument: str, specs: Any, kind: type) -> Any:
+    given = list(specs.values()) if isinstance(specs, Mapping) else [specs]
+    for spec in given:
+        if spec is not None and not isinstance(spec, kind):
+            raise TypeError(
+                f"{argument}: expected instances of {kind.__name__}, such as those of "
+                f"numpyro_amortize, got {spec!r}"
+            )
+    return specs
+
+
+def _resolve(
+    argument: str, specs: Any, sites: Sequence[SiteInfo], default: Any
+) -> dict[str, Any]:
+    names = [site.name for site in sites]
+    if not isinstance(specs, Mapping):
+        return dict.fromkeys(names, default if specs is None else specs)
+    for name in specs:
+        if name not in names:
+            raise ValueError(f"{argument}: '{name}' is not one of the sites {names}")
+    return {name: specs.get(name, default) for name in names}
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    """The name of a weight, the same as in the other package's state dict."""
+    return ".".join(str(getattr(key, "name", getattr(key, "idx", key))) for key in path)

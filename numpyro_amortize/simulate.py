@@ -1,0 +1,351 @@
+"""Joint draws of the user's model, its joint density, and replay of given values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+
+Trace = dict[str, dict[str, Any]]
+_LOCATION_SCALE = (
+    dist.Normal,
+    dist.LogNormal,
+    dist.StudentT,
+    dist.Cauchy,
+    dist.Laplace,
+    dist.Logistic,
+    dist.Gumbel,
+)
+
+
+@dataclass(frozen=True)
+class Simulations:
+    """Joint draws of a model: named arrays, and how many runs were not finite.
+
+    Args:
+        sites: One array per sample or deterministic site, shape
+            `(num_simulations, *plates, *event)`, constrained values.
+        num_simulations: Number of runs.
+        nonfinite: For each site with NaN or infinite values, the number of such runs.
+
+    Example:
+        >>> Simulations({"z": np.zeros((4,))}, 4, {})["z"].shape
+        (4,)
+    """
+
+    sites: dict[str, Any]
+    num_simulations: int
+    nonfinite: dict[str, int]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.sites[name]
+
+    def __len__(self) -> int:
+        return self.num_simulations
+
+    def is_finite(self) -> np.ndarray:
+        """Which runs are finite at every site, shape `(num_simulations,)`."""
+        return np.asarray(finite_rows(self.sites))
+
+
+def run_model(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rng_key: Array,
+    *,
+    values: Mapping[str, Any] | None = None,
+) -> Trace:
+    """One run of the model with nothing observed, hidden from every outer handler.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        rng_key: Key of the run.
+        values: Values for some sites (constrained) in place of draws.
+
+    Returns:
+        The host's trace.
+    """
+    with handlers.block():
+        free = handlers.uncondition(handlers.seed(model, rng_key))
+        if values:
+            free = handlers.substitute(free, data=dict(values))
+        return handlers.trace(free).get_trace(*args, **kwargs)
+
+
+def plate_sizes(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, int]:
+    """Size of every plate of a call of the model."""
+    trace = run_model(model, args, kwargs, jax.random.key(0))
+    return {
+        frame.name: frame.size
+        for site in trace.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+    }
+
+
+def site_values(trace: Trace) -> dict[str, Array]:
+    """Values of the sample and deterministic sites of a trace (`factor` sites left out)."""
+    return {
+        name: jnp.asarray(site["value"])
+        for name, site in trace.items()
+        if site["type"] == "deterministic" or (site["type"] == "sample" and not is_factor(site))
+    }
+
+
+def is_factor(site: Mapping[str, Any]) -> bool:
+    """Whether a site comes from `numpyro.factor`."""
+    return site["type"] == "sample" and isinstance(base_distribution(site["fn"]), dist.Unit)
+
+
+def base_distribution(fn: Any) -> Any:
+    """A distribution without its independent, expanded and masked wrappers."""
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+def location_scale(fn: Any) -> tuple[Array, Array] | None:
+    """Location and scale of a distribution on the unconstrained line, if it has them.
+
+    For LogNormal they belong to the logarithm, which is the unconstrained value.
+
+    Args:
+        fn: A host distribution.
+
+    Returns:
+        Two arrays that broadcast to `fn.shape()`, or None.
+    """
+    base = base_distribution(fn)
+    if isinstance(base, _LOCATION_SCALE):
+        loc, scale = base.loc, base.scale
+    elif isinstance(base, dist.MultivariateNormal):
+        loc, scale = base.loc, jnp.sqrt(base.variance)
+    else:
+        return None
+    shape = fn.shape()
+    return jnp.broadcast_to(loc, shape), jnp.broadcast_to(scale, shape)
+
+
+def log_densities(trace: Trace) -> dict[str, Array]:
+    """Log density of every sample site at its value, per batch element, unscaled, in nats."""
+    return {
+        name: site["fn"].log_prob(site["value"])
+        for name, site in trace.items()
+        if site["type"] == "sample"
+    }
+
+
+def joint_log_densities(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Any],
+    batch_dims: int,
+) -> dict[str, Array]:
+    """Log density of every sample site at given values of all sites, in nats.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        values: Values of all latent and observed sites, constrained, each with the same
+            `batch_dims` leading axes.
+        batch_dims: Number of leading axes of draws and data sets.
+
+    Returns:
+        One array per site, shape `(*batch, *plates)`.
+    """
+
+    def one(row: Mapping[str, Any]) -> dict[str, Array]:
+        return log_densities(run_model(model, args, kwargs, jax.random.key(0), values=row))
+
+    return _vmap(one, batch_dims)(dict(values))
+
+
+def replay(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Any],
+    batch_dims: int,
+    rng_key: Array,
+) -> dict[str, Array]:
+    """All sites of the model given some of them; the others are drawn.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        values: Values of some sites, constrained, with `batch_dims` leading axes.
+        batch_dims: Number of leading axes of draws and data sets.
+        rng_key: Key of the sites that are drawn.
+
+    Returns:
+        Values of all sample and deterministic sites, shape `(*batch, *plates, *event)`.
+    """
+
+    def one(row: Mapping[str, Any], key: Array) -> dict[str, Array]:
+        return site_values(run_model(model, args, kwargs, key, values=row))
+
+    shape = jnp.shape(next(iter(values.values())))[:batch_dims]
+    keys = jax.random.split(rng_key, shape)
+    return _vmap(one, batch_dims)(dict(values), keys)
+
+
+def conditional_location_scale(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    site: str,
+    values: Mapping[str, Any],
+    batch_dims: int,
+) -> tuple[Array, Array]:
+    """The model's own location and scale of a site given the values of earlier sites.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        site: A latent site with a location-scale distribution.
+        values: Values of the site's parents, constrained, with `batch_dims` leading axes.
+        batch_dims: Number of leading axes of draws and data sets.
+
+    Returns:
+        Location and scale, each of shape `(*batch, *plates, *event)`, unconstrained.
+    """
+
+    def one(row: Mapping[str, Any]) -> tuple[Array, Array]:
+        trace = run_model(model, args, kwargs, jax.random.key(0), values=row)
+        found = location_scale(trace[site]["fn"])
+        if found is None:
+            raise ValueError(
+                f"site '{site}': expected the location-scale distribution that the guide was "
+                "set up with, got another family; make a new guide for this model"
+            )
+        return found
+
+    return _vmap(one, batch_dims)(dict(values))
+
+
+def simulate_rows(
+    model: Callable[..., Any],
+    num_simulations: int,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rng_key: Array,
+    conditional: Sequence[str] = (),
+) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
+    """Vectorised joint draws, and the model's location and scale at some sites.
+
+    Args:
+        model: The user's model.
+        num_simulations: Number of runs.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        rng_key: Key of all runs.
+        conditional: Sites whose conditional location and scale are returned too.
+
+    Returns:
+        Values of all sites, and `{site: (location, scale)}`; both with a leading axis of
+        length `num_simulations`.
+    """
+
+    def one(key: Array) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
+        trace = run_model(model, args, kwargs, key)
+        own = {name: location_scale(trace[name]["fn"]) for name in conditional}
+        return site_values(trace), {name: found for name, found in own.items() if found}
+
+    return jax.vmap(one)(jax.random.split(rng_key, num_simulations))
+
+
+def simulate(
+    model: Callable[..., Any],
+    num_simulations: int,
+    *,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    method: Literal["auto", "vectorized", "loop"] = "auto",
+    rng_key: Array | None = None,
+) -> Simulations:
+    """Draw joint simulations of every site of a model, data included.
+
+    One compiled `vmap` over keys; nothing is observed, whatever data the arguments hold.
+    Use `method="loop"` for a model that cannot be traced, one Python run per simulation.
+
+    Args:
+        model: A NumPyro model.
+        num_simulations: Number of runs, at least 1.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        method: `"vectorized"`, `"loop"`, or `"auto"`: vectorised, and the loop with a warning
+            where the model branches in Python on a drawn value.
+        rng_key: Key of all runs; `jax.random.key(0)` if None.
+
+    Returns:
+        The simulations, with the number of runs that are not finite per site.
+
+    Raises:
+        ValueError: If `num_simulations` is below 1.
+
+    Example:
+        >>> import numpyro
+        >>> def model():
+        ...     return numpyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> simulate(model, 5)["z"].shape
+        (5,)
+    """
+    if num_simulations < 1:
+        raise ValueError(f"num_simulations: expected at least 1, got {num_simulations}")
+    kwargs = dict(kwargs or {})
+    key = jax.random.key(0) if rng_key is None else rng_key
+    if method != "loop":
+        try:
+            run = jax.jit(lambda k: simulate_rows(model, num_simulations, args, kwargs, k)[0])
+            return count_nonfinite(run(key))
+        except jax.errors.JAXTypeError as error:
+            if method == "vectorized":
+                raise
+            warnings.warn(
+                f"the model cannot be traced, so each simulation is one Python run: {error}",
+                stacklevel=2,
+            )
+    keys = jax.random.split(key, num_simulations)
+    runs = [site_values(run_model(model, args, kwargs, each)) for each in keys]
+    return count_nonfinite({name: jnp.stack([run[name] for run in runs]) for name in runs[0]})
+
+
+def count_nonfinite(sites: Mapping[str, Array]) -> Simulations:
+    """Wrap arrays of joint draws, counting the runs that are not finite at each site."""
+    num = len(next(iter(sites.values())))
+    counts = {
+        name: int(num - np.sum(np.asarray(finite_rows({name: value}))))
+        for name, value in sites.items()
+    }
+    return Simulations(dict(sites), num, {name: count for name, count in counts.items() if count})
+
+
+def finite_rows(sites: Mapping[str, Array]) -> Array:
+    """Which leading-axis rows are finite at every site, shape `(num_rows,)`."""
+    rows = [
+        jnp.all(jnp.isfinite(value.reshape(len(value), -1)), axis=1) for value in sites.values()
+    ]
+    return jnp.all(jnp.stack(rows), axis=0)
+
+
+def _vmap(function: Callable[..., Any], times: int) -> Callable[..., Any]:
+    for _ in range(times):
+        function = jax.vmap(function)
+    return function

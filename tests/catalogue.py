@@ -1,0 +1,49 @@
+"""Every public name of the two packages, with the problems that it must solve.
+
+An entry brings a name into the contract tests and, with problems, into the statistical tests.
+`tests/architecture/test_catalogue.py` compares this table with `__all__` and `METHODS.md`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["guide", "density", "embedding", "objective", "function", "result"]
+
+# Nats per latent dimension, fixed before the run.
+GAUSSIAN, OTHER = 0.02, 0.05
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One public name.
+
+    Args:
+        name: As in `__all__`.
+        kind: Its slot, or what it is.
+        problems: Names in `tests.problems.PROBLEMS` on which its gap is tested.
+        tolerance: Largest expected gap plus three standard errors, in nats per latent dimension.
+    """
+
+    name: str
+    kind: Kind
+    problems: tuple[str, ...] = ()
+    tolerance: float | None = None
+
+
+_GAUSSIAN_PROBLEMS = ("conjugate_normal", "linear_gaussian_2", "linear_gaussian_10")
+
+CATALOGUE = (
+    Entry("AmortizedGuide", "guide", _GAUSSIAN_PROBLEMS, GAUSSIAN),
+    Entry("AmortizedPosterior", "result"),
+    Entry("ImportanceSamples", "result"),
+    Entry("ModelStructure", "result"),
+    Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),
+    Entry("NormalDensity", "density", ("conjugate_normal",), GAUSSIAN),
+    Entry("PlateEmbedding", "embedding", ("conjugate_normal",), GAUSSIAN),
+    Entry("Posterior", "result"),
+    Entry("Simulations", "result"),
+    Entry("SplineFlowDensity", "density", ("conjugate_normal",), GAUSSIAN),
+    Entry("TrainingHistory", "result"),
+    Entry("fit", "function"),
+    Entry("simulate", "function"),
+)

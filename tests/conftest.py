@@ -1,0 +1,67 @@
+"""Threads, seeds, and the rule that no missing backend goes unnoticed."""
+
+import os
+
+# Two workers on two cores: one thread each, set before NumPy, torch or JAX is imported.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
+import importlib
+import importlib.util
+import random
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+HOSTS = {"pyro": ("torch", "pyro"), "numpyro": ("jax", "numpyro")}
+REQUIRED = {name for name in os.environ.get("AMORTIZE_REQUIRE", "").split(",") if name}
+
+
+def require(backend: str) -> None:
+    """Skip the test if a host library is missing; fail instead where AMORTIZE_REQUIRE names it."""
+    missing = [name for name in HOSTS[backend] if importlib.util.find_spec(name) is None]
+    if missing and backend in REQUIRED:
+        pytest.fail(f"AMORTIZE_REQUIRE names {backend}, but {', '.join(missing)} is not installed")
+    if missing:
+        pytest.skip(f"{backend} needs {', '.join(missing)}")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One of the two hosts: its name and our package for it."""
+
+    name: str
+    package: ModuleType
+
+
+@pytest.fixture(params=sorted(HOSTS))
+def backend(request) -> Backend:
+    """Each backend in turn: one test body, two packages."""
+    require(request.param)
+    return Backend(request.param, importlib.import_module(f"{request.param}_amortize"))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds():
+    """The same global random state and an empty Pyro store for every test."""
+    random.seed(0)
+    np.random.seed(0)
+    if "pyro" in sys.modules:
+        pyro = sys.modules["pyro"]
+        pyro.set_rng_seed(0)
+        pyro.clear_param_store()
+
+
+def pytest_configure() -> None:
+    unknown = REQUIRED - set(HOSTS)
+    if unknown:
+        raise pytest.UsageError(f"AMORTIZE_REQUIRE: unknown backends {sorted(unknown)}")

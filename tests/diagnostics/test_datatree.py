@@ -1,0 +1,94 @@
+"""The ArviZ export: every ArviZ function that a user reaches for runs on it."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from amortize_diagnostics import to_datatree
+
+DIMS = {"theta": ["school"], "y": ["school"], "sigma": ["school"]}
+
+
+@pytest.fixture
+def eight_schools(rng):
+    theta = rng.normal(size=(200, 8))
+    groups = {
+        "posterior": {"mu": rng.normal(size=200), "theta": theta},
+        "prior": {"mu": rng.normal(size=50), "theta": rng.normal(size=(50, 8))},
+        "posterior_predictive": {"y": theta + rng.normal(size=(200, 8))},
+        "prior_predictive": {"y": rng.normal(size=(50, 8))},
+        "log_likelihood": {"y": -0.05 * theta**2},
+        "sample_stats": {"log_weight": rng.normal(size=200)},
+        "observed_data": {"y": np.zeros(8)},
+        "constant_data": {"sigma": np.ones(8)},
+    }
+    schools = {"school": list("ABCDEFGH")}
+    return to_datatree(groups, dims=DIMS, coords=schools, attrs={"inference_library": "ours"})
+
+
+def test_groups_dims_and_coords(eight_schools):
+    assert dict(eight_schools["posterior"]["theta"].sizes) == {"chain": 1, "draw": 200, "school": 8}
+    assert eight_schools["prior"].sizes["draw"] == 50
+    assert eight_schools["observed_data"]["y"].dims == ("school",)
+    assert eight_schools["constant_data"]["sigma"].dims == ("school",)
+    assert eight_schools["log_likelihood"]["y"].dims == ("chain", "draw", "school")
+    assert eight_schools["sample_stats"]["log_weight"].dims == ("chain", "draw")
+    assert list(eight_schools["posterior"]["school"].values) == list("ABCDEFGH")
+    assert eight_schools.attrs["inference_library"] == "ours"
+
+
+def test_arviz_summary_runs(eight_schools):
+    from arviz_stats import summary
+
+    assert list(summary(eight_schools).index)[:2] == ["mu", "theta[A]"]
+
+
+def test_arviz_loo_runs(eight_schools):
+    from arviz_stats import loo
+
+    assert loo(eight_schools).n_data_points == 8
+
+
+def test_arviz_forest_plot_runs(eight_schools):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from arviz_plots import plot_forest
+
+    assert plot_forest(eight_schools, backend="matplotlib", var_names=["theta"]) is not None
+
+
+def test_axis_of_data_sets_is_named_like_any_other(rng):
+    tree = to_datatree(
+        {
+            "posterior": {"theta": rng.normal(size=(20, 3, 8))},
+            "observed_data": {"y": np.zeros((3, 8))},
+        },
+        dims={"theta": ["dataset", "school"], "y": ["dataset", "school"]},
+    )
+    assert dict(tree["posterior"].sizes) == {"chain": 1, "draw": 20, "dataset": 3, "school": 8}
+    assert dict(tree["observed_data"].sizes) == {"dataset": 3, "school": 8}
+
+
+def test_values_are_in_place(rng):
+    draws = rng.normal(size=(5, 2))
+    tree = to_datatree({"posterior": {"z": draws}})
+    np.testing.assert_array_equal(tree["posterior"]["z"].values[0], draws)
+
+
+def test_unknown_group_raises():
+    with pytest.raises(ValueError, match="groups: expected only posterior, prior.*got weights"):
+        to_datatree({"weights": {"w": np.zeros(3)}})
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(4), np.float64(0.0)])
+def test_draw_axes_of_different_length_raise(wrong):
+    with pytest.raises(ValueError, match="posterior: expected arrays with one common leading draw"):
+        to_datatree({"posterior": {"a": np.zeros(3), "b": wrong}})
+
+
+def test_missing_arviz_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "arviz_base", None)
+    with pytest.raises(ImportError, match=r"pip install 'pyro-amortize\[arviz\]'"):
+        to_datatree({"posterior": {"a": np.zeros(3)}})

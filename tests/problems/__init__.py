@@ -1,0 +1,39 @@
+"""Models with a posterior in closed form, in NumPy: the truth that guides are measured against.
+
+Each problem is a frozen dataclass with
+
+- `num_latents`: number of scalar latents, the divisor of "nats per latent dimension";
+- `sample_joint(rng, num) -> (latents, observations)`: joint draws by site, each of shape
+  `(num, *plates, *event)`;
+- `log_posterior(latents, observations) -> (num,)`: the exact normalised log density of row i of
+  the latents given row i of the observations, in the constrained space, in nats;
+- `log_evidence(observations) -> (num,)`: `log p(x)` in nats;
+- `sample_posterior(rng, observations) -> latents`: one exact draw for each row.
+"""
+
+from tests.problems.beta_binomial import BetaBinomial
+from tests.problems.conjugate_normal import ConjugateNormal
+from tests.problems.hierarchical_normal import HierarchicalNormal
+from tests.problems.linear_gaussian import LinearGaussian
+from tests.problems.normal_unknown_scale import NormalUnknownScale
+from tests.problems.two_mode_sign import TwoModeSign
+
+PROBLEMS = {
+    "beta_binomial": BetaBinomial(),
+    "conjugate_normal": ConjugateNormal(),
+    "hierarchical_normal": HierarchicalNormal(),
+    "linear_gaussian_2": LinearGaussian(dim=2),
+    "linear_gaussian_10": LinearGaussian(dim=10),
+    "normal_unknown_scale": NormalUnknownScale(),
+    "two_mode_sign": TwoModeSign(),
+}
+
+__all__ = [
+    "PROBLEMS",
+    "BetaBinomial",
+    "ConjugateNormal",
+    "HierarchicalNormal",
+    "LinearGaussian",
+    "NormalUnknownScale",
+    "TwoModeSign",
+]

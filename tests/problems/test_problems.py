@@ -1,0 +1,142 @@
+"""The truths are true: checked by Bayes' rule, by integrals, and by liars that must differ."""
+
+import numpy as np
+import pytest
+from scipy.integrate import dblquad, quad
+from scipy.stats import binom, invgamma, kstest, multivariate_normal, norm
+
+from amortize_diagnostics import expected_gap
+from tests.problems import PROBLEMS
+
+each_problem = pytest.mark.parametrize("name", sorted(PROBLEMS))
+
+
+def log_joint(problem, name, latents, observations):
+    """The model's joint density once more, from its one-line description."""
+    if name == "conjugate_normal":
+        z, x = latents["z"], observations["x"]
+        return norm.logpdf(z) + norm.logpdf(x, z[:, None], problem.noise).sum(1)
+    if name.startswith("linear_gaussian"):
+        z, x = latents["z"], observations["x"]
+        mean = np.stack([problem.matrix @ row for row in z])[:, None]
+        return norm.logpdf(z).sum(1) + norm.logpdf(x, mean, problem.noise).sum((1, 2))
+    if name == "normal_unknown_scale":
+        variance, mu, x = latents["sigma2"], latents["mu"], observations["x"]
+        prior = invgamma.logpdf(variance, problem.shape, scale=problem.rate)
+        prior += norm.logpdf(mu, 0, np.sqrt(variance / problem.kappa))
+        return prior + norm.logpdf(x, mu[:, None], np.sqrt(variance)[:, None]).sum(1)
+    if name == "two_mode_sign":
+        z, x = latents["z"], observations["x"]
+        return norm.logpdf(z) + norm.logpdf(x, z**2, problem.noise)
+    if name == "beta_binomial":
+        p, k = latents["p"], observations["k"]
+        prior = np.log(30 * p * (1 - p) ** 4)  # Beta(2, 5)
+        return prior + binom.logpmf(k, problem.total, p)
+    mu, theta, y = latents["mu"], latents["theta"], observations["y"]
+    local = norm.logpdf(theta, mu[:, None], problem.tau) + norm.logpdf(y, theta, problem.noise)
+    return norm.logpdf(mu) + local.sum(1)
+
+
+@each_problem
+def test_posterior_is_the_joint_over_the_evidence(name, rng):
+    problem = PROBLEMS[name]
+    latents, observations = problem.sample_joint(rng, 200)
+    # Latents of other rows too: the identity holds everywhere, not only at likely values.
+    for roll in (0, 1):
+        elsewhere = {site: np.roll(value, roll, axis=0) for site, value in latents.items()}
+        expected = log_joint(problem, name, elsewhere, observations)
+        expected -= problem.log_evidence(observations)
+        np.testing.assert_allclose(
+            problem.log_posterior(elsewhere, observations), expected, rtol=1e-6, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "interval"),
+    [
+        ("conjugate_normal", (-8, 8)),
+        ("two_mode_sign", (-8, 8)),
+        ("beta_binomial", (0, 1)),
+    ],
+)
+def test_posterior_of_one_latent_integrates_to_one(name, interval, rng):
+    problem = PROBLEMS[name]
+    latents, observations = problem.sample_joint(rng, 3)
+    (site,) = latents
+    for row in range(3):
+        one = {key: value[row : row + 1] for key, value in observations.items()}
+        peak = abs(latents[site][row])
+
+        def density(value, one=one):
+            return np.exp(problem.log_posterior({site: np.array([value])}, one))[0]
+
+        total, _ = quad(density, *interval, points=(-peak, peak)[name == "beta_binomial" :])
+        assert total == pytest.approx(1.0, abs=1e-6)
+
+
+def test_posterior_of_unknown_scale_integrates_to_one(rng):
+    problem = PROBLEMS["normal_unknown_scale"]
+    _, observations = problem.sample_joint(rng, 1)
+    location, _, shape, rate = problem.posterior(observations)
+    top = 20 * rate[0] / shape
+
+    def density(mu, sigma2):
+        latents = {"mu": np.array([mu]), "sigma2": np.array([sigma2])}
+        return np.exp(problem.log_posterior(latents, observations))[0]
+
+    half_width = 10 * np.sqrt(rate[0] / shape / problem.num_rows)
+    total, _ = dblquad(
+        density, 1e-6, top, location[0] - half_width, location[0] + half_width, epsabs=1e-6
+    )
+    assert total == pytest.approx(1.0, abs=1e-4)
+
+
+def test_hierarchical_posterior_is_the_gaussian_of_its_precision_matrix(rng):
+    problem = PROBLEMS["hierarchical_normal"]
+    latents, observations = problem.sample_joint(rng, 5)
+    num = problem.num_groups
+    precision = np.diag([1 + num / problem.tau**2] + [problem.tau**-2 + problem.noise**-2] * num)
+    precision[0, 1:] = precision[1:, 0] = -(problem.tau**-2)
+    covariance = np.linalg.inv(precision)
+    for row in range(5):
+        mean = covariance @ np.r_[0.0, observations["y"][row] / problem.noise**2]
+        value = np.r_[latents["mu"][row], latents["theta"][row]]
+        assert problem.log_posterior(latents, observations)[row] == pytest.approx(
+            multivariate_normal(mean, covariance).logpdf(value)
+        )
+
+
+@each_problem
+def test_exact_draws_and_prior_draws_are_told_apart_by_the_gap(name, rng):
+    """Exact posterior draws score like the joint draws; draws of other data sets score lower."""
+    problem = PROBLEMS[name]
+    latents, observations = problem.sample_joint(rng, 4000)
+    of_the_joint = problem.log_posterior(latents, observations)
+
+    exact = problem.sample_posterior(rng, observations)
+    difference = expected_gap(of_the_joint, problem.log_posterior(exact, observations))
+    assert difference.lower < 0 < difference.upper
+
+    permuted = {site: np.roll(value, 1, axis=0) for site, value in observations.items()}
+    # A permuted posterior may underflow; it is at most this dense.
+    lie = np.maximum(problem.log_posterior(latents, permuted), -1e3)
+    assert expected_gap(of_the_joint, lie).lower > 0.05 * problem.num_latents
+
+
+@each_problem
+def test_exact_draws_have_uniform_ranks(name, rng):
+    problem = PROBLEMS[name]
+    latents, observations = problem.sample_joint(rng, 2000)
+    draws = [problem.sample_posterior(rng, observations) for _ in range(100)]
+    for site, value in latents.items():
+        ranks = np.mean([draw[site] < value for draw in draws], axis=0)
+        one_per_row = ranks.reshape(len(ranks), -1)[:, 0]
+        jitter = rng.uniform(-0.005, 0.005, size=len(one_per_row))
+        assert kstest((one_per_row * 100 + 0.5) / 101 + jitter, "uniform").pvalue > 1e-4, site
+
+
+def test_linear_map_is_well_conditioned_and_not_orthogonal():
+    for dim in (2, 10):
+        matrix = PROBLEMS[f"linear_gaussian_{dim}"].matrix
+        assert np.linalg.cond(matrix) == pytest.approx(3.0)
+        assert np.max(np.abs(matrix @ matrix.T - np.eye(dim))) > 0.1
