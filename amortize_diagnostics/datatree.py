@@ -20,6 +20,7 @@ _DRAW_GROUPS = (
     "sample_stats",
 )
 _DATA_GROUPS = ("observed_data", "constant_data")
+_SHARED_BY_DATASETS = {"prior", "prior_predictive", "constant_data"}
 
 
 def to_datatree(
@@ -28,14 +29,15 @@ def to_datatree(
     dims: Mapping[str, Sequence[str]] | None = None,
     coords: Mapping[str, Any] | None = None,
     attrs: Mapping[str, Any] | None = None,
+    has_datasets: bool = False,
 ) -> DataTree:
     """Collect named arrays in the form that every ArviZ function reads.
 
     Draws of a guide are independent, so they are one chain: `(num_draws, ...)` becomes
     `(chain=1, draw=num_draws, ...)`.
 
-    Use it for anything made of arrays; draws for many data sets carry the data-set axis right
-    after the draw axis, named by `dims` like any other. Works the same with arviz-base 0.8 and 1.
+    Use it for anything made of arrays, for one data set or many. Works the same with arviz-base
+    0.8 and 1.
 
     Args:
         groups: `{group: {name: array}}`. In posterior, prior, prior_predictive,
@@ -46,6 +48,9 @@ def to_datatree(
             without a name get one.
         coords: Labels along a named axis: `{"school": ["A", "B"]}`.
         attrs: Attributes of the tree itself.
+        has_datasets: Whether the first axis after the draws is one of data sets, in every group
+            but prior, prior_predictive and constant_data. It is named "dataset" and is not
+            counted in `dims`.
 
     Returns:
         An `xarray.DataTree` with one child per group.
@@ -79,16 +84,15 @@ def to_datatree(
         group: {name: np.asarray(value) for name, value in variables.items()}
         for group, variables in groups.items()
     }
-    for group in set(arrays).intersection(_DRAW_GROUPS):
-        _check_draw_axis(group, arrays[group])
-        arrays[group] = {name: value[np.newaxis] for name, value in arrays[group].items()}
-
-    return from_dict(
-        arrays,
-        dims={name: list(axes) for name, axes in (dims or {}).items()},
-        coords=dict(coords or {}),
-        attrs={"/": dict(attrs or {})},
-    )
+    tree = from_dict({}, attrs={"/": dict(attrs or {})})
+    for group, variables in arrays.items():
+        if group in _DRAW_GROUPS:
+            _check_draw_axis(group, variables)
+            variables = {name: value[np.newaxis] for name, value in variables.items()}
+        lead = ["dataset"] if has_datasets and group not in _SHARED_BY_DATASETS else []
+        group_dims = {name: [*lead, *(dims or {}).get(name, ())] for name in variables}
+        tree[group] = from_dict({group: variables}, dims=group_dims, coords=coords)[group]
+    return tree
 
 
 def _check_draw_axis(group: str, variables: Mapping[str, np.ndarray]) -> None:

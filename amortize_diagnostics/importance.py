@@ -38,9 +38,9 @@ def psis(log_weights: ArrayLike, *, axis: int = 0) -> tuple[Array, Any]:
     Returns:
         The normalised smoothed log weights, same shape, and `khat` without `axis` (a float for
         one data set). `khat` is NaN where it is undefined: fewer than 25 draws of positive
-        weight (30 with arviz-stats 1), or largest weights that are tied with one another. It is 0 for equal weights,
-        and infinite if a few weights exceed the others beyond floating point. Weights whose
-        tail cannot be fitted are normalised only.
+        weight (30 with arviz-stats 1), or largest weights that are tied with one another. It is
+        0 for equal weights, and infinite if a few weights exceed the others beyond floating
+        point. Weights whose tail cannot be fitted are normalised only.
 
     Raises:
         ValueError: If a weight is NaN or +inf, or if all weights of a data set are zero.

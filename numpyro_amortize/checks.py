@@ -38,9 +38,7 @@ def read_data(
         seeded = handlers.seed(model, jax.random.key(_KEY))
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
     return {
-        name: jnp.broadcast_to(jnp.asarray(site["value"]), site["fn"].shape())
-        if jnp.ndim(site["value"]) <= len(site["fn"].shape())
-        else jnp.asarray(site["value"])
+        name: _spread(jnp.asarray(site["value"]), site["fn"].shape())
         for name, site in trace.items()
         if site["type"] == "sample" and site["is_observed"] and site["value"] is not None
     }
@@ -78,7 +76,7 @@ def argument_problems(
         if name in inputs or not is_array(value):
             continue
         changed = dict(bound.arguments) | {name: _perturbed(np.asarray(value))}
-        call = inspect.BoundArguments(bound.signature, changed)  # type: ignore[arg-type]
+        call = inspect.BoundArguments(bound.signature, changed)
         again = site_values(run_model(model, call.args, call.kwargs, key))
         moved = sorted(site for site in simulated if not _same(simulated[site], again[site]))
         if not moved:
@@ -177,7 +175,7 @@ class PlateCheck:
         self, values: Mapping[str, Array], inputs: Mapping[str, Array]
     ) -> dict[str, Array]:
         changed = dict(self._bound.arguments) | dict(inputs)
-        call = inspect.BoundArguments(self._bound.signature, changed)  # type: ignore[arg-type]
+        call = inspect.BoundArguments(self._bound.signature, changed)
         return log_densities(
             run_model(self._model, call.args, call.kwargs, jax.random.key(_KEY), values=values)
         )
@@ -236,6 +234,15 @@ def _first_replaced(value: Array, axis: int) -> Array:
     """The array with its first element along an axis replaced by the second."""
     front = jnp.moveaxis(value, axis, 0)
     return jnp.moveaxis(front.at[0].set(front[1]), 0, axis)
+
+
+def _spread(value: Array, shape: tuple[int, ...]) -> Array:
+    """Data broadcast to the shape of their site where they fit, as the host does."""
+    tail = shape[len(shape) - value.ndim :]
+    fits = value.ndim <= len(shape) and all(
+        own in (1, size) for own, size in zip(value.shape, tail, strict=True)
+    )
+    return jnp.broadcast_to(value, shape) if fits else value
 
 
 def _perturbed(value: np.ndarray) -> Array:

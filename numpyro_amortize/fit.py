@@ -70,6 +70,7 @@ def fit(
         FloatingPointError: If the loss is not finite, naming the step and the sites.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> import numpyro
         >>> import numpyro.distributions as dist
         >>> def model(y=None):
@@ -113,6 +114,7 @@ def fit(
     per_step = objective.num_simulations if is_npe else 0
     losses, num_nonfinite, held_out = [], 0, []
     seen: dict[tuple[Any, ...], dict[str, int]] = {}
+    last_done, last_time = 0, time.perf_counter()
     with tqdm(total=num_steps, disable=not progress_bar, unit="step") as bar:
         for first in range(0, num_steps, chunk):
             own_keys = keys[first : first + chunk]
@@ -125,14 +127,18 @@ def fit(
                 raise FloatingPointError(step.explain(before, own_keys, call, first))
             losses.append(own_losses)
             num_nonfinite += count
-            bar.update(len(own_keys))
             done = first + len(own_keys)
             if done == num_steps or done // report_every > first // report_every:
                 value = step.held_out_loss(state, held_out_keys, calls[0])
                 held_out.append((done, value))
-                rate = per_step * done / (time.perf_counter() - start)
                 text = f"loss {own_losses[-1]:.3f}, held-out {value:.3f}"
-                bar.set_postfix_str(f"{text}, {rate:,.0f} simulations/s" if per_step else text)
+                if per_step:
+                    now = time.perf_counter()
+                    rate = per_step * (done - last_done) / (now - last_time)
+                    text += f", {rate:,.0f} simulations/s"
+                    last_done, last_time = done, now
+                bar.set_postfix_str(text, refresh=False)
+            bar.update(len(own_keys))
     history = TrainingHistory(
         losses=np.concatenate(losses),
         held_out_steps=np.array([done for done, _ in held_out]),
@@ -154,9 +160,7 @@ def fit(
 def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) -> None:
     """Stop before training if some simulations are not finite and nobody said to drop them."""
     args, kwargs = call
-    found = simulate(
-        model, _CHECKED_SIMULATIONS, args=args, kwargs=kwargs, method="vectorized"
-    )
+    found = simulate(model, _CHECKED_SIMULATIONS, args=args, kwargs=kwargs, method="vectorized")
     if found.nonfinite and objective.nonfinite == "raise":
         raise ValueError(nonfinite_message(found))
 

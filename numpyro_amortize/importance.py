@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+
 from amortize_diagnostics import (
     ImportanceSummary,
     choose_local_draws,
@@ -17,8 +19,6 @@ from amortize_diagnostics import (
     marginalise_local_weights,
     resample,
 )
-from jax import Array
-
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.layout import align, natural
 from numpyro_amortize.simulate import joint_log_densities
@@ -137,9 +137,7 @@ def _draw(
     structure = guide.structure
     shared = structure.local_plates()
 
-    def one_draw(
-        key: Array, data: Mapping[str, Array]
-    ) -> tuple[dict[str, Array], Array, Array]:
+    def one_draw(key: Array, data: Mapping[str, Array]) -> tuple[dict[str, Array], Array, Array]:
         first, _ = guide.draw(params, *call, data, rng_key=key)
         fixed = {site.name: first[site.name] for site in structure.latents if not site.plates}
 
@@ -150,8 +148,9 @@ def _draw(
                 split_density(structure, name, density, shared)
                 for name, density in [*log_p.items(), *((n, -d) for n, d in log_q.items())]
             ]
-            whole = sum(part for part, _ in weights)
-            return latents, whole, sum(elements for _, elements in weights)
+            whole = jnp.sum(jnp.stack([part for part, _ in weights]))
+            elements = jnp.broadcast_arrays(*(part for _, part in weights))
+            return latents, whole, jnp.sum(jnp.stack(elements), axis=0)
 
         keys = jax.random.split(jax.random.fold_in(key, 1), num_local)
         latents, whole, elements = jax.vmap(one_local)(keys)
@@ -231,11 +230,11 @@ def _keep(
     """Of `(K, S, ...)` local draws, the chosen one for each plate element."""
     nesting, event_dim = structure.max_plate_nesting, len(site.event_shape)
     batch_dims = chosen.ndim
-    aligned = np.asarray(align(value, nesting, event_dim, batch_dims))
+    aligned = np.asarray(align(jnp.asarray(value), nesting, event_dim, batch_dims))
     shape = [1] * nesting
     for plate in shared:
         dim = structure.plates[plate].dim
         shape[dim] = aligned.shape[dim - event_dim]
     index = chosen.reshape((1, *chosen.shape[:-1], *shape, *([1] * event_dim)))
     kept = np.take_along_axis(aligned, index, axis=0)[0]
-    return np.asarray(natural(kept, structure, site, event_dim))
+    return np.asarray(natural(jnp.asarray(kept), structure, site, event_dim))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import jax.numpy as jnp
 from jax import Array
 
 from numpyro_amortize.structure import InputInfo, ModelStructure, SiteInfo
+from numpyro_amortize.supports import Support
 
 
 def align(value: Array, nesting: int, event_dim: int, batch_dims: int) -> Array:
@@ -61,7 +63,7 @@ def pack(
         Coordinates of shape `(*batch, *aligned plates, size)`, and the log determinant of the
         map from them to `value`, shape `(*batch, *aligned plates)`.
     """
-    bijection = _bijection(site)
+    bijection = site.support.bijection(len(site.event_shape))
     value = align(value, structure.max_plate_nesting, len(site.event_shape), batch_dims)
     unconstrained = bijection.inv(value)
     log_det = bijection.log_abs_det_jacobian(unconstrained, value)
@@ -76,9 +78,7 @@ def pack(
     return flat, log_det
 
 
-def unpack(
-    structure: ModelStructure, site: SiteInfo, coordinates: Array
-) -> tuple[Array, Array]:
+def unpack(structure: ModelStructure, site: SiteInfo, coordinates: Array) -> tuple[Array, Array]:
     """The inverse of `pack`, in the aligned layout.
 
     Args:
@@ -91,7 +91,7 @@ def unpack(
         their own axes, and the log determinant of the map, shape `(*batch, *aligned plates)`
         with event plates summed out.
     """
-    bijection = _bijection(site)
+    bijection = site.support.bijection(len(site.event_shape))
     flat = coordinates
     for plate in site.event_plates:
         info = structure.plates[plate]
@@ -104,6 +104,25 @@ def unpack(
     for plate in site.event_plates:
         log_det = jnp.sum(log_det, axis=structure.plates[plate].dim, keepdims=True)
     return value, log_det
+
+
+def pack_moments(
+    structure: ModelStructure, site: SiteInfo, moments: tuple[Array, Array], batch_dims: int
+) -> tuple[Array, Array]:
+    """Location and scale of a site in the layout of its unconstrained coordinates.
+
+    Args:
+        structure: The structure of the model.
+        site: A latent site.
+        moments: Two arrays of shape `(*batch, *plates, *event)`, unconstrained.
+        batch_dims: Number of batch axes.
+
+    Returns:
+        Two arrays of shape `(*batch, *aligned plates, size)`.
+    """
+    plain = replace(site, support=Support("real"))
+    loc, scale = (pack(structure, plain, part, batch_dims)[0] for part in moments)
+    return loc, scale
 
 
 def pack_plain(
@@ -141,9 +160,3 @@ def _spread_input(
     for position, plate in enumerate(order):
         shape[structure.plates[plate].dim] = value.shape[batch_dims + position]
     return value.reshape((*value.shape[:batch_dims], *shape, *item.event_shape))
-
-
-def _bijection(site: SiteInfo):  # noqa: ANN202 (the host's transform)
-    if site.support is None:
-        raise ValueError(f"site '{site.name}': an observed site has no bijection")
-    return site.support.bijection(len(site.event_shape))

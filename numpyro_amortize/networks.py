@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 _SOFTPLUS_ONE = 0.5413248546129181  # softplus(_SOFTPLUS_ONE) = 1
@@ -72,7 +71,9 @@ class StackedMLP(eqx.Module):
         Returns:
             Shape `(num_sites, *batch, out_size)`; `(*batch, out_size)` with an index.
         """
-        rows = (-1, inputs.shape[-1]) if index is not None else (inputs.shape[0], -1, inputs.shape[-1])
+        rows = (
+            (-1, inputs.shape[-1]) if index is not None else (inputs.shape[0], -1, inputs.shape[-1])
+        )
         hidden = inputs.reshape(rows)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:

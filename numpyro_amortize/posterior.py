@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -11,9 +11,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from amortize_diagnostics import to_datatree
 from jax import Array
 
+from amortize_diagnostics import to_datatree
 from numpyro_amortize.densities import Density
 from numpyro_amortize.embeddings import Embedding
 from numpyro_amortize.guides import AmortizedGuide
@@ -72,9 +72,7 @@ class AmortizedPosterior:
         """
         return self._condition(args, kwargs, None)
 
-    def at_each(
-        self, *args: Any, observations: Mapping[str, Any], **kwargs: Any
-    ) -> Posterior:
+    def at_each(self, *args: Any, observations: Mapping[str, Any], **kwargs: Any) -> Posterior:
         """The posteriors at each of many data sets that share the other arguments.
 
         Args:
@@ -149,9 +147,7 @@ class AmortizedPosterior:
         Raises:
             ValueError: If the file is of a newer format, or belongs to another model.
         """
-        guide, params, history = load_guide(
-            path, model, embedding=embedding, densities=densities
-        )
+        guide, params, history = load_guide(path, model, embedding=embedding, densities=densities)
         return cls(model, guide, params=params, history=history)
 
 
@@ -212,7 +208,7 @@ class Posterior:
         )
         return latents | self._replay_deterministic(latents)
 
-    def log_prob(self, latents: Mapping[str, Array]) -> Array:
+    def log_prob(self, latents: Mapping[str, Any]) -> Array:
         """Joint log density of the guide at given latents.
 
         Args:
@@ -231,7 +227,7 @@ class Posterior:
             1 + self._batch_dims,
         )
 
-    def log_joint(self, latents: Mapping[str, Array]) -> Array:
+    def log_joint(self, latents: Mapping[str, Any]) -> Array:
         """Joint log density of the model at given latents and these data.
 
         Args:
@@ -242,7 +238,7 @@ class Posterior:
         """
         densities = self._site_densities(latents)
         batch = 1 + self._batch_dims
-        return sum(part.reshape(*part.shape[:batch], -1).sum(-1) for part in densities.values())
+        return _total(densities.values(), batch)
 
     def importance_sample(
         self,
@@ -315,6 +311,7 @@ class Posterior:
         """
         key = jax.random.key(0) if rng_key is None else rng_key
         keys = jax.random.split(key, 3)
+        draws: Mapping[str, Any]
         if is_weighted:
             num_proposals = max(4 * num_samples, 4000)
             weighted = self.importance_sample(num_proposals, rng_key=keys[0])
@@ -356,7 +353,7 @@ class Posterior:
     def _structure(self) -> ModelStructure:
         return self._amortized.guide.structure
 
-    def _repeated(self, latents: Mapping[str, Array]) -> dict[str, Array]:
+    def _repeated(self, latents: Mapping[str, Any]) -> dict[str, Array]:
         """The data, with the leading axis of the draws."""
         num = len(next(iter(latents.values())))
         return {
@@ -364,12 +361,12 @@ class Posterior:
             for name, value in self.observations.items()
         }
 
-    def _site_densities(self, latents: Mapping[str, Array]) -> dict[str, Array]:
+    def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Array]:
         latents = {site.name: latents[site.name] for site in self._structure.latents}
         values = latents | self._repeated(latents)
         return _joint(self._amortized.model, self._call, values, 1 + self._batch_dims)
 
-    def _replay_deterministic(self, latents: Mapping[str, Array]) -> dict[str, Array]:
+    def _replay_deterministic(self, latents: Mapping[str, Any]) -> dict[str, Array]:
         names = [site.name for site in self._structure.deterministic]
         if not names:
             return {}
@@ -379,7 +376,7 @@ class Posterior:
         found = _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
         return {name: found[name] for name in names}
 
-    def _predict(self, latents: Mapping[str, Array], key: Array) -> dict[str, Array]:
+    def _predict(self, latents: Mapping[str, Any], key: Array) -> dict[str, Array]:
         values = {site.name: latents[site.name] for site in self._structure.latents}
         return _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
 
@@ -454,7 +451,13 @@ def _log_prob(
     parts = guide.site_log_probs(
         params, *call, latents, observations, batch_dims=batch_dims
     ).values()
-    return sum(part.reshape(*part.shape[:batch_dims], -1).sum(-1) for part in parts)
+    return _total(parts, batch_dims)
+
+
+def _total(parts: Iterable[Array], batch_dims: int) -> Array:
+    """The sum of densities of sites over everything but the batch axes."""
+    flat = [part.reshape(*part.shape[:batch_dims], -1).sum(-1) for part in parts]
+    return jnp.sum(jnp.stack(flat), axis=0)
 
 
 @eqx.filter_jit

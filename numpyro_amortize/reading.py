@@ -212,9 +212,7 @@ class _ImproperPriors(Messenger):
         ]
 
 
-def _site_problems(
-    sites: Trace, observed: tuple[str, ...], data: Mapping[str, Any]
-) -> list[str]:
+def _site_problems(sites: Trace, observed: tuple[str, ...], data: Mapping[str, Any]) -> list[str]:
     problems = [
         f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
         for name in observed

@@ -37,7 +37,7 @@ class SiteInfo:
         event_shape: Event shape of the site in the model.
         plates: Plates that stay plates in the guide, sorted by dimension.
         event_plates: Plates that become event dimensions, sorted by dimension.
-        support: Support of a latent site; None for an observed one.
+        support: Support of a latent site; plays no part at other sites.
         parents: Latent sites whose values the guide's factor of this site reads.
         pruned: Earlier latents that it does not need.
         is_conditional: Whether its values are standardised by the model's own location and
@@ -50,7 +50,7 @@ class SiteInfo:
     event_shape: tuple[int, ...]
     plates: tuple[str, ...] = ()
     event_plates: tuple[str, ...] = ()
-    support: Support | None = None
+    support: Support = Support("real")
     parents: tuple[str, ...] = ()
     pruned: tuple[str, ...] = ()
     is_conditional: bool = False
@@ -112,8 +112,6 @@ class ModelStructure:
 
     def unconstrained_size(self, site: SiteInfo) -> int:
         """Number of unconstrained coordinates of one latent event, event plates included."""
-        if site.support is None:
-            raise ValueError(f"site '{site.name}': an observed site has no unconstrained size")
         folded = math.prod(self.plates[plate].size for plate in site.event_plates)
         return folded * event_size(site.support, site.event_shape)
 
@@ -149,7 +147,7 @@ class ModelStructure:
         """The inverse of `to_dict`."""
 
         def site(item: dict[str, Any]) -> SiteInfo:
-            support = item["support"] and Support.from_dict(item["support"])
+            support = Support.from_dict(item["support"])
             lists = ("event_shape", "plates", "event_plates", "parents", "pruned")
             return SiteInfo(
                 **{**item, **{key: tuple(item[key]) for key in lists}, "support": support}
@@ -187,13 +185,13 @@ class ModelStructure:
         for name in sorted(self.plates.keys() ^ other.plates.keys()):
             found.append(f"plate '{name}': in one of the two models only")
         for name in sorted(self.plates.keys() & other.plates.keys()):
-            mine, theirs = self.plates[name], other.plates[name]
-            if (mine.dim, mine.is_event) != (theirs.dim, theirs.is_event):
-                found.append(f"plate '{name}': expected {mine}, got {theirs}")
-            elif mine.is_event and mine.size != theirs.size:
+            own, given = self.plates[name], other.plates[name]
+            if (own.dim, own.is_event) != (given.dim, given.is_event):
+                found.append(f"plate '{name}': expected {own}, got {given}")
+            elif own.is_event and own.size != given.size:
                 found.append(
                     f"plate '{name}': no observed site carries it, so its size is fixed; "
-                    f"expected {mine.size}, got {theirs.size}"
+                    f"expected {own.size}, got {given.size}"
                 )
         return found
 

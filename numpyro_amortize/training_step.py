@@ -94,18 +94,17 @@ class TrainingStep:
 
     def explain(self, state: State, keys: Array, call: Call, first_step: int) -> str:
         """Repeat steps until the loss is not finite; name that step and the sites."""
-        offset = 0
-        for offset, key in enumerate(keys):
+        offset, key = 0, keys[0]
+        while True:
             after, losses, _ = self.advance(state, key[None], call)
-            if not np.all(np.isfinite(losses)):
+            if not np.all(np.isfinite(losses)) or offset + 1 == len(keys):
                 break
-            state = after
+            state, offset = after, offset + 1
+            key = keys[offset]
         args, kwargs = call
-        params, key = self.params(state), keys[offset]
+        params = self.params(state)
         if self.is_npe:
-            terms = self.objective.site_losses(
-                key, params, self.model, self.guide, *args, **kwargs
-            )
+            terms = self.objective.site_losses(key, params, self.model, self.guide, *args, **kwargs)
         else:
             terms = _site_densities(self.model, self.guide, params, key, call)
         bad = [name for name, term in terms.items() if not np.all(np.isfinite(term))]
@@ -135,9 +134,7 @@ class TrainingStep:
     def _scan(self, state: State, keys: Array, call: Call) -> tuple[State, tuple[Array, Array]]:
         def one(state: State, key: Array) -> tuple[State, tuple[Array, Array]]:
             free, optimizer_state = state
-            (loss, count), gradient = jax.value_and_grad(self._loss, has_aux=True)(
-                free, key, call
-            )
+            (loss, count), gradient = jax.value_and_grad(self._loss, has_aux=True)(free, key, call)
             updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, free)
             return (optax.apply_updates(free, updates), optimizer_state), (loss, count)
 
@@ -177,9 +174,9 @@ def _site_densities(
         seeded = handlers.substitute(handlers.seed(guide, key), data=dict(params))
         guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
         replayed = handlers.replay(handlers.seed(model, key), guide_trace)
-        model_trace = handlers.trace(
-            handlers.substitute(replayed, data=dict(params))
-        ).get_trace(*args, **kwargs)
+        model_trace = handlers.trace(handlers.substitute(replayed, data=dict(params))).get_trace(
+            *args, **kwargs
+        )
     found = log_densities(guide_trace)
     for name, density in log_densities(model_trace).items():
         found[name] = jnp.sum(density) + jnp.sum(found.get(name, 0.0))

@@ -154,9 +154,7 @@ class SiteDistribution(dist.Distribution):
         for plate in site.event_plates:
             aligned[structure.plates[plate].dim] = structure.plates[plate].size
         batch_shape = jnp.shape(self._natural(jnp.zeros(tuple(aligned)), 0))
-        super().__init__(
-            batch_shape=batch_shape, event_shape=site.event_shape, validate_args=False
-        )
+        super().__init__(batch_shape=batch_shape, event_shape=site.event_shape, validate_args=False)
 
     @property
     def support(self) -> Any:
@@ -228,9 +226,7 @@ def site_distribution(
     mean = loc + scale * base.base_dist.loc
     spread = scale * base.base_dist.scale
     mean, spread = (
-        natural(
-            array.reshape(array.shape[:-1] + site.event_shape), structure, site, event_dim
-        )
+        natural(array.reshape(array.shape[:-1] + site.event_shape), structure, site, event_dim)
         for array in jnp.broadcast_arrays(mean, spread)
     )
     return dist.Normal(mean, spread).to_event(event_dim)

@@ -249,9 +249,7 @@ def rational_quadratic(
     """
     raw = parameters[..., :num_bins], parameters[..., num_bins : 2 * num_bins]
     (x_knots, widths), (y_knots, heights) = (_bins(part, bound) for part in raw)
-    inner = _MIN_DERIVATIVE + jax.nn.softplus(
-        parameters[..., 2 * num_bins :] + _DERIVATIVE_ONE
-    )
+    inner = _MIN_DERIVATIVE + jax.nn.softplus(parameters[..., 2 * num_bins :] + _DERIVATIVE_ONE)
     one = jnp.ones((*inner.shape[:-1], 1), inner.dtype)
     left = jnp.concatenate([one, inner], axis=-1)
     right = jnp.concatenate([inner, one], axis=-1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -20,19 +18,17 @@ from numpyro_amortize.checks import bound_arguments, read_data
 from numpyro_amortize.densities import Density, SplineFlowDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
-from numpyro_amortize.layout import pack, pack_plain
+from numpyro_amortize.guides.specifications import check_specifications, resolve_specifications
+from numpyro_amortize.layout import pack_moments, pack_plain
+from numpyro_amortize.measure import Call, measure
 from numpyro_amortize.observations import check_observations
 from numpyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
-from numpyro_amortize.simulate import conditional_location_scale, simulate_rows
-from numpyro_amortize.standardisation import Moments, Standardisation, robust_moments
+from numpyro_amortize.simulate import conditional_location_scale
+from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
-from numpyro_amortize.supports import Support
 
 PARAMS = "amortized$params"
 STANDARDISATION = "amortized$standardisation"
-_SETUP_SIMULATIONS = 2048
-
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
 class AmortizedGuide:
@@ -89,8 +85,8 @@ class AmortizedGuide:
         self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
         self.inputs = dict(inputs or {})
         self.sizes = dict(sizes or {})
-        self._embedding = _check_specs("embedding", embedding, Embedding)
-        self._densities = _check_specs("densities", densities, Density)
+        self._embedding = check_specifications("embedding", embedding, Embedding)
+        self._densities = check_specifications("densities", densities, Density)
         self._parents = parents
         self.setup_call: Call = ((), {})
         self._observations: Mapping[str, Any] | None = None
@@ -153,7 +149,7 @@ class AmortizedGuide:
             parents=self._parents,
         )
         self.setup_call = (args, kwargs)
-        self.build(structure, _measure(self.model, structure, calls))
+        self.build(structure, measure(self.model, structure, calls))
         return self
 
     def build(self, structure: ModelStructure, standardisation: Standardisation) -> None:
@@ -180,8 +176,12 @@ class AmortizedGuide:
             ValueError: If a specification is given for a site that does not exist.
         """
         return (
-            _resolve("embedding", self._embedding, structure.observed, PlateEmbedding()),
-            _resolve("densities", self._densities, structure.latents, SplineFlowDensity()),
+            resolve_specifications(
+                "embedding", self._embedding, structure.observed, PlateEmbedding()
+            ),
+            resolve_specifications(
+                "densities", self._densities, structure.latents, SplineFlowDensity()
+            ),
         )
 
     def init_params(self) -> dict[str, Any]:
@@ -220,9 +220,7 @@ class AmortizedGuide:
         """
         self.setup(*args, **kwargs)
         found = self.find_observations(args, kwargs, observations)
-        params = {
-            name: numpyro.param(name, value) for name, value in self._init_params.items()
-        }
+        params = {name: numpyro.param(name, value) for name, value in self._init_params.items()}
 
         def draw(site: SiteInfo, distribution: dist.Distribution) -> Array:
             with ExitStack() as stack:
@@ -393,7 +391,9 @@ class AmortizedGuide:
             for name, value in found.items()
         }
         parts = self.site_log_probs(params, args, kwargs, latents, repeated, batch_dims=1)
-        return sum(part.reshape(num_draws, -1).sum(1) for part in parts.values())
+        return jnp.sum(
+            jnp.stack([part.reshape(num_draws, -1).sum(1) for part in parts.values()]), axis=0
+        )
 
     def sample_posterior(
         self,
@@ -453,9 +453,7 @@ class AmortizedGuide:
             features[site.name] = chain.parent_features(standardisation, site, value, batch_dims)
         return latents
 
-    def _unpack_params(
-        self, params: Mapping[str, Any]
-    ) -> tuple[PosteriorChain, Standardisation]:
+    def _unpack_params(self, params: Mapping[str, Any]) -> tuple[PosteriorChain, Standardisation]:
         leaves = [params[PARAMS][name] for name in self._names]
         arrays = jax.tree_util.tree_unflatten(self._treedef, leaves)
         vector = jax.lax.stop_gradient(params[STANDARDISATION])
@@ -487,71 +485,6 @@ class AmortizedGuide:
                 self.model, args, kwargs, site.name, parents, batch_dims
             )
         return pack_moments(self.structure, site, known, batch_dims)
-
-
-def pack_moments(
-    structure: ModelStructure, site: SiteInfo, moments: Moments, batch_dims: int
-) -> Moments:
-    """Location and scale of a site in the layout of its unconstrained coordinates."""
-    plain = replace(site, support=Support("real"))
-    loc, scale = (pack(structure, plain, part, batch_dims)[0] for part in moments)
-    return loc, scale
-
-
-def _measure(
-    model: Callable[..., Any], structure: ModelStructure, calls: Sequence[Call]
-) -> Standardisation:
-    """Robust location and scale of everything, over prior simulations of all calls."""
-    conditional = [site.name for site in structure.latents if site.is_conditional]
-    num = max(_SETUP_SIMULATIONS // len(calls), 1)
-    draws: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
-    parents: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
-    data: dict[str, list[Array]] = {site.name: [] for site in structure.observed}
-    inputs: dict[str, list[Array]] = {item.name: [] for item in structure.inputs}
-    for number, (args, kwargs) in enumerate(calls):
-        run = jax.jit(partial(simulate_rows, model, num, args, kwargs, conditional=conditional))
-        values, moments = run(rng_key=jax.random.key(number))
-        for site in structure.latents:
-            coordinates, _ = pack(structure, site, values[site.name], 1)
-            parents[site.name].append(coordinates)
-            if site.is_conditional:
-                loc, scale = pack_moments(structure, site, moments[site.name], 1)
-                coordinates = (coordinates - loc) / scale
-            draws[site.name].append(coordinates)
-        for site in structure.observed:
-            data[site.name].append(pack_plain(structure, site, values[site.name], 1))
-        arguments = bound_arguments(model, args, kwargs).arguments
-        for item in structure.inputs:
-            inputs[item.name].append(pack_plain(structure, item, arguments[item.name], 0))
-    return Standardisation(
-        *(
-            {name: robust_moments(name, arrays) for name, arrays in group.items()}
-            for group in (draws, parents, data, inputs)
-        )
-    )
-
-
-def _check_specs(argument: str, specs: Any, kind: type) -> Any:
-    given = list(specs.values()) if isinstance(specs, Mapping) else [specs]
-    for spec in given:
-        if spec is not None and not isinstance(spec, kind):
-            raise TypeError(
-                f"{argument}: expected instances of {kind.__name__}, such as those of "
-                f"numpyro_amortize, got {spec!r}"
-            )
-    return specs
-
-
-def _resolve(
-    argument: str, specs: Any, sites: Sequence[SiteInfo], default: Any
-) -> dict[str, Any]:
-    names = [site.name for site in sites]
-    if not isinstance(specs, Mapping):
-        return dict.fromkeys(names, default if specs is None else specs)
-    for name in specs:
-        if name not in names:
-            raise ValueError(f"{argument}: '{name}' is not one of the sites {names}")
-    return {name: specs.get(name, default) for name in names}
 
 
 def _dotted(path: Sequence[Any]) -> str:

@@ -64,10 +64,10 @@ class PosteriorChain(eqx.Module):
                     value = pack_plain(structure, item, inputs[item.name], 0)
                     parts.append((value - loc) / scale)
             chain = structure.pooling_chain(site)
-            pooled = [set(wide) - set(narrow) for wide, narrow in zip(chain, chain[1:])]
+            pooled = [set(wide) - set(narrow) for wide, narrow in zip(chain[:-1], chain[1:], strict=True)]
             axes = [structure.plates[plate].dim - 1 for (plate,) in pooled]
             levels[site.name] = network(_concatenate(parts), axes)
-        contexts = {}
+        contexts: dict[str, Array] = {}
         for names in self.groups:
             first = structure.site(names[0])
             chosen = [
@@ -146,9 +146,7 @@ class PosteriorChain(eqx.Module):
             stacked = [
                 self._head_input(group, index, contexts, features) for index in range(len(names))
             ]
-            moments = [
-                self._location_scale(site, standardisation, conditionals) for site in sites
-            ]
+            moments = [self._location_scale(site, standardisation, conditionals) for site in sites]
             standard = [
                 (packed[name][0] - loc) / scale
                 for name, (loc, scale) in zip(names, moments, strict=True)

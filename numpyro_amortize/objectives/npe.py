@@ -137,8 +137,9 @@ class NPE(ELBO):
         **kwargs: Any,
     ) -> tuple[Array, Array]:
         """The loss, and the number of simulations that were not finite."""
-        sites, is_finite = self._site_losses(rng_key, param_map, model, guide, args, kwargs, False)
-        return sum(sites.values()), jnp.sum(~is_finite)
+        call = args, kwargs
+        sites, is_finite = self._site_losses(rng_key, param_map, model, guide, call)
+        return _total(sites), jnp.sum(~is_finite)
 
     def site_losses(
         self,
@@ -150,7 +151,8 @@ class NPE(ELBO):
         **kwargs: Any,
     ) -> dict[str, Array]:
         """The terms of the loss by latent site."""
-        return self._site_losses(rng_key, param_map, model, guide, args, kwargs, False)[0]
+        call = args, kwargs
+        return self._site_losses(rng_key, param_map, model, guide, call)[0]
 
     def held_out_loss(
         self,
@@ -162,8 +164,10 @@ class NPE(ELBO):
         **kwargs: Any,
     ) -> Array:
         """The loss on simulations that training does not see: fresh, or held out of the bank."""
-        sites, _ = self._site_losses(rng_key, param_map, model, guide, args, kwargs, True)
-        return sum(sites.values())
+        call = args, kwargs
+        return _total(
+            self._site_losses(rng_key, param_map, model, guide, call, is_held_out=True)[0]
+        )
 
     def draw_arguments(self, rng_key: Array) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The model's arguments for one step, or None without a sampler.
@@ -185,9 +189,7 @@ class NPE(ELBO):
 
     def with_fixed_arguments(self) -> NPE:
         """This objective without its sampler of arguments, for one step of a training loop."""
-        return NPE(
-            self.num_simulations, simulations=self.simulations, nonfinite=self.nonfinite
-        )
+        return NPE(self.num_simulations, simulations=self.simulations, nonfinite=self.nonfinite)
 
     def _site_losses(
         self,
@@ -195,19 +197,19 @@ class NPE(ELBO):
         param_map: Mapping[str, Any],
         model: Callable[..., Any],
         guide: Any,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        is_held_out: bool,  # noqa: FBT001
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        *,
+        is_held_out: bool = False,
     ) -> tuple[dict[str, Array], Array]:
         check_guide(guide)
         argument_key, rng_key = jax.random.split(rng_key)
-        args, kwargs = self.draw_arguments(argument_key) or (args, kwargs)
+        args, kwargs = self.draw_arguments(argument_key) or call
         guide.setup(*args, **kwargs)
         structure = guide.structure
         if structure.factors:
             raise ValueError(
-                f"factor site '{structure.factors[0].name}': NPE learns from simulations and cannot see "
-                "a factor; use Trace_ELBO, or write the factor as an observed site"
+                f"factor site '{structure.factors[0].name}': NPE learns from simulations "
+                "and cannot see a factor; use Trace_ELBO, or write the factor as an observed site"
             )
         conditional = [site.name for site in structure.latents if site.is_conditional]
         if self.simulations is None:
@@ -220,7 +222,9 @@ class NPE(ELBO):
                 conditional,
             )
         else:
-            values, moments = self._bank_rows(rng_key, is_held_out), None
+            bank = self.simulations
+            values = _bank_rows(bank, self.num_simulations, rng_key, is_held_out=is_held_out)
+            moments = None
         names = [site.name for site in (*structure.latents, *structure.observed)]
         values = {name: values[name] for name in names}
         is_finite = finite_rows(values)
@@ -243,12 +247,19 @@ class NPE(ELBO):
         }
         return losses, is_finite
 
-    def _bank_rows(self, rng_key: Array, is_held_out: bool) -> dict[str, Array]:  # noqa: FBT001
-        bank = self.simulations
-        first_held_out = len(bank) - max(int(_HELD_OUT_FRACTION * len(bank)), 1)
-        low, high = (first_held_out, len(bank)) if is_held_out else (0, first_held_out)
-        rows = jax.random.randint(rng_key, (self.num_simulations,), low, high)
-        return {name: jnp.asarray(value)[rows] for name, value in bank.sites.items()}
+
+def _bank_rows(
+    bank: Simulations, num_rows: int, rng_key: Array, *, is_held_out: bool
+) -> dict[str, Array]:
+    """Random rows of the training part of a bank, or of the part held out."""
+    first_held_out = len(bank) - max(int(_HELD_OUT_FRACTION * len(bank)), 1)
+    low, high = (first_held_out, len(bank)) if is_held_out else (0, first_held_out)
+    rows = jax.random.randint(rng_key, (num_rows,), low, high)
+    return {name: jnp.asarray(value)[rows] for name, value in bank.sites.items()}
+
+
+def _total(losses: Mapping[str, Array]) -> Array:
+    return jnp.sum(jnp.stack(list(losses.values())))
 
 
 def check_guide(guide: Any) -> None:

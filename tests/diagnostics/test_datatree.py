@@ -59,16 +59,27 @@ def test_arviz_forest_plot_runs(eight_schools):
     assert plot_forest(eight_schools, backend="matplotlib", var_names=["theta"]) is not None
 
 
-def test_axis_of_data_sets_is_named_like_any_other(rng):
+def test_many_data_sets_have_an_axis_of_their_own(rng):
     tree = to_datatree(
         {
-            "posterior": {"theta": rng.normal(size=(20, 3, 8))},
+            "posterior": {"mu": rng.normal(size=(20, 3)), "theta": rng.normal(size=(20, 3, 8))},
+            "prior": {"mu": rng.normal(size=5), "theta": rng.normal(size=(5, 8))},
+            "log_likelihood": {"y": rng.normal(size=(20, 3, 8))},
+            "sample_stats": {"log_weight": rng.normal(size=(20, 3))},
             "observed_data": {"y": np.zeros((3, 8))},
+            "constant_data": {"sigma": np.ones(8)},
         },
-        dims={"theta": ["dataset", "school"], "y": ["dataset", "school"]},
+        dims=DIMS,
+        has_datasets=True,
     )
-    assert dict(tree["posterior"].sizes) == {"chain": 1, "draw": 20, "dataset": 3, "school": 8}
+    draws = {"chain": 1, "draw": 20, "dataset": 3}
+    assert dict(tree["posterior"].sizes) == draws | {"school": 8}
+    assert dict(tree["posterior"]["mu"].sizes) == draws
+    assert dict(tree["log_likelihood"].sizes) == draws | {"school": 8}
+    assert dict(tree["sample_stats"].sizes) == draws
     assert dict(tree["observed_data"].sizes) == {"dataset": 3, "school": 8}
+    assert dict(tree["prior"].sizes) == {"chain": 1, "draw": 5, "school": 8}
+    assert dict(tree["constant_data"].sizes) == {"school": 8}
 
 
 def test_values_are_in_place(rng):

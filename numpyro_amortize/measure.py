@@ -1,0 +1,62 @@
+"""Measuring the standardisation of a guide on prior simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from jax import Array
+
+from numpyro_amortize.checks import bound_arguments
+from numpyro_amortize.layout import pack, pack_moments, pack_plain
+from numpyro_amortize.simulate import simulate_rows
+from numpyro_amortize.standardisation import Standardisation, robust_moments
+from numpyro_amortize.structure import ModelStructure
+
+_NUM_SIMULATIONS = 2048
+
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+def measure(
+    model: Callable[..., Any], structure: ModelStructure, calls: Sequence[Call]
+) -> Standardisation:
+    """Robust location and scale of everything, over prior simulations of all calls.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        calls: Positional and keyword arguments of one or several calls.
+
+    Returns:
+        The constants of the guide.
+    """
+    conditional = [site.name for site in structure.latents if site.is_conditional]
+    num = max(_NUM_SIMULATIONS // len(calls), 1)
+    draws: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
+    parents: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
+    data: dict[str, list[Array]] = {site.name: [] for site in structure.observed}
+    inputs: dict[str, list[Array]] = {item.name: [] for item in structure.inputs}
+    for number, (args, kwargs) in enumerate(calls):
+        run = jax.jit(partial(simulate_rows, model, num, args, kwargs, conditional=conditional))
+        values, moments = run(rng_key=jax.random.key(number))
+        for site in structure.latents:
+            coordinates, _ = pack(structure, site, values[site.name], 1)
+            parents[site.name].append(coordinates)
+            if site.is_conditional:
+                loc, scale = pack_moments(structure, site, moments[site.name], 1)
+                coordinates = (coordinates - loc) / scale
+            draws[site.name].append(coordinates)
+        for site in structure.observed:
+            data[site.name].append(pack_plain(structure, site, values[site.name], 1))
+        arguments = bound_arguments(model, args, kwargs).arguments
+        for item in structure.inputs:
+            inputs[item.name].append(pack_plain(structure, item, arguments[item.name], 0))
+    return Standardisation(
+        *(
+            {name: robust_moments(name, arrays) for name, arrays in group.items()}
+            for group in (draws, parents, data, inputs)
+        )
+    )

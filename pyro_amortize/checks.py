@@ -1,0 +1,271 @@
+"""Checks that a model means what a guide must assume: its arguments and its plates."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_amortize.simulate import is_factor, log_densities, run_model, seeded, site_values
+from pyro_amortize.structure import ModelStructure
+
+_SEED = 20260101
+
+
+def bound_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """The model's arguments by name, without defaults."""
+    return inspect.signature(model).bind(*args, **kwargs)
+
+
+def is_array(value: Any) -> bool:
+    """Whether an argument holds numbers that a host can compute with."""
+    return isinstance(value, Tensor)
+
+
+def read_data(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Values that the model observes when it is called with these arguments, by site."""
+    with poutine.block(), torch.no_grad(), seeded(_SEED):
+        nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
+    return {
+        name: _spread(torch.as_tensor(site["value"]), tuple(site["fn"].shape()))
+        for name, site in nodes.items()
+        if site["type"] == "sample"
+        and site["is_observed"]
+        and not site["infer"].get("_deterministic")
+        and not is_factor(site)
+    }
+
+
+def argument_problems(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    observed: tuple[str, ...],
+    inputs: tuple[str, ...],
+) -> list[str]:
+    """Arguments that a guide would not see, and models that simulate from their data.
+
+    Each undeclared array is perturbed under one seed. If draws change, either the argument is
+    data (some observed value changes too): the model reads its data while it simulates; or
+    it is an input that nobody declared.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        observed: Names of the observed sites.
+        inputs: Names of the declared inputs.
+
+    Returns:
+        One message per problem.
+    """
+    bound = bound_arguments(model, args, kwargs)
+    simulated = _simulated(model, args, kwargs)
+    data = read_data(model, args, kwargs)
+    problems = []
+    for name, value in bound.arguments.items():
+        if name in inputs or not is_array(value):
+            continue
+        changed = dict(bound.arguments) | {name: _perturbed(value)}
+        call = inspect.BoundArguments(bound.signature, changed)
+        again = _simulated(model, call.args, call.kwargs)
+        moved = sorted(site for site in simulated if not _same(simulated[site], again[site]))
+        if not moved:
+            continue
+        new_data = read_data(model, call.args, call.kwargs)
+        if any(site in data and not _same(data[site], new_data[site]) for site in observed):
+            problems.append(
+                f"argument '{name}': the model reads this data while it simulates (sites "
+                f"{moved} change with it). Write the model so that later values come from its "
+                "own earlier draws, for example in a loop over pyro.markov"
+            )
+        else:
+            problems.append(
+                f"argument '{name}': changes sites {moved} but is not declared, so the guide "
+                f"would not see it. Pass inputs={{'{name}': plate}} with the plate that its "
+                f"leading dimension follows, or inputs={{'{name}': None}} if it has none"
+            )
+    return problems
+
+
+class PlateCheck:
+    """Compares site densities at one simulated set of values and at changed ones.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        structure: The structure read so far.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        structure: ModelStructure,
+    ) -> None:
+        self._model, self._structure = model, structure
+        self._bound = bound_arguments(model, args, kwargs)
+        with torch.no_grad(), seeded(_SEED):
+            trace = run_model(model, args, kwargs)
+        self._values = {
+            name: site["value"]
+            for name, site in trace.items()
+            if site["type"] == "sample" and not is_factor(site)
+        }
+        self._base = log_densities(trace)
+        self._axes = {name: _plate_axes(trace[name]) for name in self._base}
+
+    def problems(self) -> list[str]:
+        """Plates whose elements are not exchangeable, or not independent given their parents.
+
+        Rolling all values and inputs along a plate must roll the densities; changing the first
+        element of a local latent must leave the densities at the other elements alone.
+        """
+        found = []
+        for plate in self._plates():
+            moved = self._first_moved(plate)
+            if moved is not None:
+                found.append(
+                    f"plate '{plate}': its elements are not exchangeable at site '{moved}': "
+                    "they differ by something that the guide cannot see, such as a constant "
+                    "inside the model or an order. Pass what differs as an argument and declare "
+                    f"it: inputs={{'argument': '{plate}'}}"
+                )
+            for latent in self._structure.latents:
+                touched = plate in latent.plates and self._touched(plate, latent.name)
+                if touched:
+                    found.append(
+                        f"site '{latent.name}': its elements along plate '{plate}' depend on "
+                        f"each other: changing the first one changes site '{touched}' at other "
+                        "elements. Move what they share to a site outside the plate, or write "
+                        f"'{latent.name}' as one vector-valued site with .to_event(1)"
+                    )
+        return found
+
+    def mixing_plates(self) -> set[str]:
+        """Plates along which data or inputs of one element enter the densities of others."""
+        observed = [site.name for site in self._structure.observed]
+        inputs = [item.name for item in self._structure.inputs]
+        return {
+            plate
+            for plate in self._plates()
+            if any(
+                self._touched(plate, name)
+                for name in observed
+                if plate in self._structure.site(name).plates
+            )
+            or any(self._touched_by_input(plate, name) for name in inputs)
+        }
+
+    def _plates(self) -> list[str]:
+        plates = self._structure.plates.values()
+        return [plate.name for plate in plates if not plate.is_event and plate.size > 1]
+
+    def _densities(
+        self, values: Mapping[str, Tensor], inputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        changed = dict(self._bound.arguments) | dict(inputs)
+        call = inspect.BoundArguments(self._bound.signature, changed)
+        with torch.no_grad(), seeded(_SEED):
+            return log_densities(run_model(self._model, call.args, call.kwargs, values=values))
+
+    def _first_moved(self, plate: str) -> str | None:
+        """A site whose densities do not follow when everything rolls along the plate."""
+        values = {
+            name: torch.roll(value, 1, self._axes[name][plate][0])
+            if plate in self._axes[name]
+            else value
+            for name, value in self._values.items()
+        }
+        inputs = {
+            item.name: torch.roll(self._bound.arguments[item.name], 1, item.plates.index(plate))
+            for item in self._structure.inputs
+            if plate in item.plates
+        }
+        after = self._densities(values, inputs)
+        for name, density in self._base.items():
+            if plate in self._axes[name]:
+                density = torch.roll(density, 1, self._axes[name][plate][1])
+            if not _close(density, after[name]):
+                return name
+        return None
+
+    def _touched(self, plate: str, name: str) -> str | None:
+        """A site whose other elements feel the first element of site `name`."""
+        changed = _first_replaced(self._values[name], self._axes[name][plate][0])
+        return self._first_changed(plate, self._densities(self._values | {name: changed}, {}))
+
+    def _touched_by_input(self, plate: str, name: str) -> str | None:
+        item = next(item for item in self._structure.inputs if item.name == name)
+        if plate not in item.plates:
+            return None
+        value = self._bound.arguments[name]
+        changed = _first_replaced(value, item.plates.index(plate))
+        return self._first_changed(plate, self._densities(self._values, {name: changed}))
+
+    def _first_changed(self, plate: str, after: Mapping[str, Tensor]) -> str | None:
+        for name, density in self._base.items():
+            if plate in self._axes[name]:
+                axis = self._axes[name][plate][1]
+                others = (torch.moveaxis(part, axis, 0)[1:] for part in (density, after[name]))
+                if not _close(*others):
+                    return name
+        return None
+
+
+def _plate_axes(site: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """For each plate of a site its axis in the value and in the log density."""
+    event_dim = site["fn"].event_dim
+    return {frame.name: (frame.dim - event_dim, frame.dim) for frame in site["cond_indep_stack"]}
+
+
+def _first_replaced(value: Tensor, axis: int) -> Tensor:
+    """The array with its first element along an axis replaced by the second."""
+    front = torch.moveaxis(value, axis, 0)
+    front = torch.cat([front[1:2], front[1:]])
+    return torch.moveaxis(front, 0, axis)
+
+
+def _simulated(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    with torch.no_grad(), seeded(_SEED):
+        return site_values(run_model(model, args, kwargs))
+
+
+def _spread(value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Data broadcast to the shape of their site where they fit, as the host does."""
+    tail = shape[len(shape) - value.ndim :]
+    fits = value.ndim <= len(shape) and all(
+        own in (1, size) for own, size in zip(value.shape, tail, strict=True)
+    )
+    return value.expand(shape) if fits else value
+
+
+def _perturbed(value: Tensor) -> Tensor:
+    if value.is_floating_point():
+        filled = torch.nan_to_num(value)
+        return filled * 1.1 if torch.any(filled != 0) else filled + 0.1
+    if value.dtype == torch.bool:
+        return ~value
+    return value.min() + value.max() - value  # stays in the range of an index
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(
+        torch.nan_to_num(first), torch.nan_to_num(second)
+    )
+
+
+def _close(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True)

@@ -1,0 +1,262 @@
+"""What a conditional density is, and how it becomes the distribution of a site."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_amortize.layout import pack, unpack
+from pyro_amortize.structure import ModelStructure, SiteInfo
+
+
+class ConditionalDensity(nn.Module, ABC):
+    """Networks that turn contexts into densities over standardised coordinates.
+
+    One object serves all sites of equal plates and event size; it is evaluated for all of
+    them at once, or for one.
+    """
+
+    @abstractmethod
+    def forward(self, context: Tensor, index: int | None = None) -> dist.Distribution:
+        """The densities given contexts.
+
+        Args:
+            context: Shape `(num_sites, *batch, context_size)`; `(*batch, context_size)` with an
+                index.
+            index: The one site to evaluate, or None.
+
+        Returns:
+            A distribution with the batch shape of `context` and event shape `(size,)`.
+        """
+
+
+class Density(ABC):
+    """A specification of a density family; sizes come from the model.
+
+    Subclasses are frozen dataclasses. Whatever they build has an exact log density and
+    reparameterised draws.
+    """
+
+    @abstractmethod
+    def build(self, num_sites: int, event_size: int, context_size: int) -> ConditionalDensity:
+        """Build the networks for sites of equal event size.
+
+        Args:
+            num_sites: Number of sites.
+            event_size: Number of unconstrained coordinates of each.
+            context_size: Number of context features.
+
+        Returns:
+            The conditional density.
+        """
+
+
+class FlowStep(Protocol):
+    """One invertible map from standardised coordinates towards standard normal noise."""
+
+    def like(self, shape: torch.Size) -> Tensor:
+        """Standard normal noise of the type and device of the step."""
+
+    def to_noise(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and log determinant, shapes `(*batch, size)` and `(*batch,)`."""
+
+    def from_noise(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Preimage and log determinant of `to_noise` there."""
+
+
+class FlowDistribution(TorchDistribution):
+    """A standard normal pushed through the inverses of some steps.
+
+    `log q(u) = log N(f(u); 0, I) + log |det df/du|` in nats, with `f` the composition of the
+    steps. A draw and its density need each step once.
+
+    Args:
+        steps: Maps towards the noise, the one next to the coordinates first.
+        batch_shape: Batch shape.
+        event_size: Number of coordinates.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(
+        self, steps: Sequence[FlowStep], batch_shape: tuple[int, ...], event_size: int
+    ) -> None:
+        self.steps = tuple(steps)
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(torch.Size(batch_shape), torch.Size((event_size,)), validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowDistribution:
+        """The same density with more batch axes; draws along them are independent."""
+        return FlowDistribution(self.steps, tuple(batch_shape), self.event_shape[0])
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of shape `(*sample_shape, *batch, size)`, differentiable."""
+        value = self.steps[0].like(self.shape(sample_shape))
+        log_prob = _standard_normal(value)
+        for step in reversed(self.steps):
+            value, log_det = step.from_noise(value)
+            log_prob = log_prob + log_det
+        self._drawn = value, log_prob
+        return value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats, shape `(*batch,)`."""
+        if self._drawn is not None and value is self._drawn[0]:
+            return self._drawn[1]
+        total = 0.0
+        for step in self.steps:
+            value, log_det = step.to_noise(value)
+            total = total + log_det
+        return _standard_normal(value) + total
+
+
+def _standard_normal(noise: Tensor) -> Tensor:
+    return -0.5 * (noise**2 + math.log(2 * math.pi)).sum(-1)
+
+
+class SiteDistribution(TorchDistribution):
+    """The guide's distribution of one latent site, on the site's own support.
+
+    Coordinates drawn from `base` are scaled, moved, unfolded and mapped to the support. A
+    plate folded into the event stays a batch dimension of the host, so that model and guide
+    agree; the joint log density is spread evenly over its elements.
+
+    Args:
+        base: Density of the standardised coordinates, batch shape aligned.
+        loc: Location of the coordinates, broadcastable to `(*aligned, size)`.
+        scale: Their scale.
+        structure: The structure of the model.
+        site: The latent site.
+        batch_shape: Batch shape in the host's layout; the trimmed one of `base` if None.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+    has_rsample = True
+
+    def __init__(
+        self,
+        base: Any,
+        loc: Tensor,
+        scale: Tensor,
+        structure: ModelStructure,
+        site: SiteInfo,
+        batch_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.loc, self.scale = loc, scale
+        self.structure, self.site = structure, site
+        if batch_shape is None:
+            batch_shape = host_batch_shape(structure, site, base.batch_shape)
+        aligned = [1] * (structure.max_plate_nesting - len(batch_shape)) + list(batch_shape)
+        for plate in site.event_plates:
+            aligned[structure.plates[plate].dim] = 1
+        self.base = base.expand(torch.Size(aligned))
+        self._drawn: tuple[Tensor, Tensor] | None = None
+        super().__init__(torch.Size(batch_shape), torch.Size(site.event_shape), validate_args=False)
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        """The constraint of the site."""
+        constraint = self.site.support.constraint()
+        extra = len(self.event_shape) - constraint.event_dim
+        return constraints.independent(constraint, extra) if extra else constraint
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> SiteDistribution:
+        """The same density with more batch axes; draws along them are independent."""
+        return SiteDistribution(
+            self.base, self.loc, self.scale, self.structure, self.site, tuple(batch_shape)
+        )
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of shape `(*sample_shape, *batch, *event)`, constrained, differentiable."""
+        coordinates = self.base.rsample(sample_shape)
+        log_prob = self.base.log_prob(coordinates)
+        value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
+        log_prob = log_prob - torch.log(self.scale).sum(-1) - log_det
+        value = value.reshape(self.shape(sample_shape))
+        batch_dims = len(torch.Size(sample_shape)) + len(self.batch_shape)
+        self._drawn = value, self._trimmed(self._spread(log_prob), batch_dims)
+        return value
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in the constrained space in nats, shape `(*batch,)`."""
+        if self._drawn is not None and value is self._drawn[0]:
+            return self._drawn[1]
+        plate_dims = value.ndim - len(self.event_shape)
+        batch_dims = max(plate_dims - self.structure.max_plate_nesting, 0)
+        coordinates, log_det = pack(self.structure, self.site, value, batch_dims)
+        log_prob = self.base.log_prob((coordinates - self.loc) / self.scale)
+        log_prob = log_prob - torch.log(self.scale).sum(-1) - log_det
+        return self._trimmed(self._spread(log_prob), max(plate_dims, len(self.batch_shape)))
+
+    def _spread(self, log_prob: Tensor) -> Tensor:
+        for plate in self.site.event_plates:
+            info = self.structure.plates[plate]
+            log_prob = torch.repeat_interleave(log_prob / info.size, info.size, dim=info.dim)
+        return log_prob
+
+    @staticmethod
+    def _trimmed(log_prob: Tensor, num_dims: int) -> Tensor:
+        return log_prob.reshape(log_prob.shape[max(log_prob.ndim - num_dims, 0) :])
+
+
+def host_batch_shape(
+    structure: ModelStructure, site: SiteInfo, aligned: Sequence[int]
+) -> tuple[int, ...]:
+    """The batch shape of a site as the host writes it: no leading axes of length 1.
+
+    Args:
+        structure: The structure of the model.
+        site: The latent site.
+        aligned: Batch shape with all plate axes, event plates at 1.
+
+    Returns:
+        The shape without leading ones to the left of all plates of the site.
+    """
+    shape = list(aligned)
+    for plate in site.event_plates:
+        shape[structure.plates[plate].dim] = structure.plates[plate].size
+    own = (*site.plates, *site.event_plates)
+    kept = max((-structure.plates[plate].dim for plate in own), default=0)
+    while len(shape) > kept and shape[0] == 1:
+        shape = shape[1:]
+    return tuple(shape)
+
+
+def site_distribution(
+    base: Any,
+    loc: Tensor,
+    scale: Tensor,
+    structure: ModelStructure,
+    site: SiteInfo,
+) -> Any:
+    """The distribution of a latent site; the host's own Normal where it is exactly that.
+
+    Args:
+        base: Density of the standardised coordinates, batch shape aligned.
+        loc: Location of the coordinates, broadcastable to `(*aligned, size)`.
+        scale: Their scale.
+        structure: The structure of the model.
+        site: The latent site.
+
+    Returns:
+        A distribution over constrained values in the host's layout. A Normal on the real line
+        is returned as such, so that hosts can use its closed-form Kullback-Leibler divergence.
+    """
+    is_normal = isinstance(base, dist.Independent) and isinstance(base.base_dist, dist.Normal)
+    if not is_normal or site.support.kind != "real" or site.event_plates:
+        return SiteDistribution(base, loc, scale, structure, site)
+    event_dim = len(site.event_shape)
+    parts = torch.broadcast_tensors(loc + scale * base.base_dist.loc, scale * base.base_dist.scale)
+    shape = host_batch_shape(structure, site, parts[0].shape[:-1]) + site.event_shape
+    mean, spread = (part.reshape(shape) for part in parts)
+    return dist.Normal(mean, spread).to_event(event_dim)

@@ -1,0 +1,44 @@
+"""What an embedding is: networks that turn the data of one observed site into contexts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class EmbeddingNetwork(nn.Module, ABC):
+    """The built form of an embedding."""
+
+    @abstractmethod
+    def forward(self, values: Tensor, axes: Sequence[int]) -> list[Tensor]:
+        """Contexts at every plate set of a pooling chain.
+
+        Args:
+            values: Standardised events and inputs, shape `(*batch, *aligned plates, size)`.
+            axes: Plate axes (negative, feature axis included) in the order of pooling.
+
+        Returns:
+            One array for each level, the unpooled one first, pooled axes kept with length 1.
+        """
+
+
+class Embedding(ABC):
+    """A specification of an embedding; sizes come from the model."""
+
+    @abstractmethod
+    def build(self, num_values: int, num_plates: int) -> EmbeddingNetwork:
+        """Build the networks for one observed site.
+
+        Args:
+            num_values: Number of standardised values per event, inputs included.
+            num_plates: Number of plates to pool.
+
+        Returns:
+            The networks.
+        """
+
+    @abstractmethod
+    def context_sizes(self, num_values: int, num_plates: int) -> tuple[int, ...]:
+        """Number of context features at every level of the chain."""

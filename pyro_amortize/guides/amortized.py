@@ -1,0 +1,517 @@
+"""The amortized guide: a posterior for every data set, built from the model itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_amortize.checks import bound_arguments, read_data
+from pyro_amortize.densities import Density, SplineFlowDensity
+from pyro_amortize.embeddings import Embedding, PlateEmbedding
+from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
+from pyro_amortize.guides.specifications import check_specifications, resolve_specifications
+from pyro_amortize.layout import align, natural, pack_moments, pack_plain
+from pyro_amortize.measure import Call, measure
+from pyro_amortize.observations import check_observations
+from pyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
+from pyro_amortize.simulate import (
+    aligned_location_scale,
+    conditional_location_scale,
+    seeded,
+    vectorization_problem,
+)
+from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
+from pyro_amortize.structure import ModelStructure, SiteInfo
+
+
+class AmortizedGuide(PyroModule):
+    """A guide that answers with a posterior for any data set of the model.
+
+    `q(z | x) = prod_i q(z_i | context(x), parents of z_i)`, one conditional density per latent
+    site, global sites first. The networks are exactly equivariant to permutations inside
+    each plate and take any plate size. Train it with `fit`, or as a guide of the host's `SVI`;
+    data are found in the model's own arguments at every call.
+
+    Args:
+        model: A Pyro model, unchanged.
+        observed: Name or names of the sites that carry data.
+        inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
+            dimensions, or `{argument: None}` for one without a plate.
+        sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
+            calls, any other plain Python argument may not.
+        embedding: One specification for all observed sites, or `{site: specification}`.
+        densities: One specification for all latent sites, or `{site: specification}`.
+        parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
+
+    Raises:
+        ValueError: At set-up, with everything that stands in the way of a guide for this model.
+        TypeError: If an embedding or density is not a specification.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y=None):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        >>> guide = AmortizedGuide(model, observed="y").setup()
+        >>> print(guide.structure)
+        latent sites, in the order in which the guide draws them:
+          z | y
+        observed sites and inputs:
+          y
+
+    References:
+        Papamakarios and Murray (2016), arXiv:1605.06376; Webb et al. (2018), arXiv:1712.00287,
+        for the faithful factorisation behind the choice of parents.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        observed: str | Sequence[str],
+        inputs: InputPlates | None = None,
+        sizes: Mapping[str, str] | None = None,
+        embedding: Embedding | Mapping[str, Embedding] | None = None,
+        densities: Density | Mapping[str, Density] | None = None,
+        parents: Parents = "auto",
+    ) -> None:
+        super().__init__()
+        self._model = (model,)  # not a submodule, whatever it is
+        self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        self.inputs = dict(inputs or {})
+        self.sizes = dict(sizes or {})
+        self._embedding = check_specifications("embedding", embedding, Embedding)
+        self._densities = check_specifications("densities", densities, Density)
+        self._parents = parents
+        self.setup_call: Call = ((), {})
+        self._observations: Mapping[str, Any] | None = None
+        self._structure: ModelStructure | None = None
+        self._initial: list[Tensor] = []
+        self.vectorization_problem: str | None = None
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model that the guide was made for."""
+        return self._model[0]
+
+    @property
+    def is_vectorized(self) -> bool:
+        """Whether the model runs under outer plates, decided at set-up."""
+        return self.vectorization_problem is None
+
+    @property
+    def structure(self) -> ModelStructure:
+        """What the guide has read of the model.
+
+        Raises:
+            RuntimeError: If the guide has not been set up.
+        """
+        if self._structure is None:
+            raise RuntimeError("AmortizedGuide: not set up; call guide.setup(*args, **kwargs)")
+        return self._structure
+
+    def setup(self, *args: Any, **kwargs: Any) -> AmortizedGuide:
+        """Read the model, measure the standardisation and build the networks, once.
+
+        Deterministic: it uses fixed seeds. Later calls do nothing. `fit` and the first call of
+        the guide do it for you.
+
+        Args:
+            *args: Positional arguments of the model; data among them are not used.
+            **kwargs: Keyword arguments of the model.
+
+        Returns:
+            The guide itself.
+
+        Raises:
+            ValueError: If the model cannot have a guide; the message lists every reason.
+        """
+        return self.setup_over([(args, kwargs)])
+
+    def setup_over(self, calls: Sequence[Call]) -> AmortizedGuide:
+        """`setup` with the standardisation measured over several calls of the model.
+
+        Args:
+            calls: Pairs of positional and keyword arguments.
+
+        Returns:
+            The guide itself.
+        """
+        if self._structure is not None:
+            return self
+        args, kwargs = calls[0]
+        structure = read_structure(
+            self.model,
+            args,
+            kwargs,
+            observed=self.observed,
+            inputs=self.inputs,
+            sizes=self.sizes,
+            parents=self._parents,
+        )
+        self.setup_call = (args, kwargs)
+        self.vectorization_problem = vectorization_problem(self.model, args, kwargs)
+        self.build(
+            structure,
+            measure(self.model, structure, calls, is_vectorized=self.is_vectorized).vector(),
+        )
+        return self
+
+    def build(self, structure: ModelStructure, standardisation: Tensor) -> None:
+        """Build the networks from a structure and constants; `setup` and `load` end here."""
+        embeddings, densities = self.specifications(structure)
+        with seeded(0):
+            chain = build_chain(structure, embeddings, densities)
+        self.chain = chain.to(standardisation.device)
+        self.register_buffer("standardisation", standardisation)
+        self._structure = structure
+        self._initial = [parameter.detach().clone() for parameter in self.chain.parameters()]
+
+    def specifications(
+        self, structure: ModelStructure
+    ) -> tuple[dict[str, Embedding], dict[str, Density]]:
+        """The embedding of each observed and the density of each latent site.
+
+        Raises:
+            ValueError: If a specification is given for a site that does not exist.
+        """
+        return (
+            resolve_specifications(
+                "embedding", self._embedding, structure.observed, PlateEmbedding()
+            ),
+            resolve_specifications(
+                "densities", self._densities, structure.latents, SplineFlowDensity()
+            ),
+        )
+
+    def bind(self, observations: Mapping[str, Any]) -> AmortizedGuide:
+        """This guide with its data fixed, for hosts that call it with the data left out.
+
+        Args:
+            observations: Value of each observed site, `(*plates, *event)`.
+
+        Returns:
+            A guide that shares structure and parameters with this one.
+        """
+        bound = copy.copy(self)
+        bound._observations = dict(observations)
+        return bound
+
+    def forward(
+        self, *args: Any, observations: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Sample every latent site, as a guide of the host.
+
+        Args:
+            *args: The model's positional arguments.
+            observations: Data by site; found in the model's arguments if None.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            The latent values, constrained.
+
+        Raises:
+            ValueError: If data are missing or do not fit the model.
+        """
+        self.setup(*args, **kwargs)
+        found = self.find_observations(args, kwargs, observations)
+        self.register()
+
+        def draw(site: SiteInfo, distribution: Any) -> Tensor:
+            with ExitStack() as stack:
+                for plate in (*site.plates, *site.event_plates):
+                    info = self.structure.plates[plate]
+                    size = info.size if info.is_event else plate_sizes[plate]
+                    stack.enter_context(pyro.plate(plate, size, dim=info.dim))
+                return pyro.sample(site.name, distribution)
+
+        plate_sizes = self.plate_sizes(found)
+        return self._run(args, kwargs, found, 0, draw)
+
+    def find_observations(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Any] | None = None,
+        batch_dims: int = 0,
+    ) -> dict[str, Tensor]:
+        """The data of a call: given, bound, or read by tracing the model.
+
+        Args:
+            args: The model's positional arguments.
+            kwargs: The model's keyword arguments.
+            observations: Data by site, or None.
+            batch_dims: Number of leading axes of data sets.
+
+        Returns:
+            Value of each observed site.
+
+        Raises:
+            ValueError: If a site has no data, or data of a wrong shape, type or value.
+        """
+        settings = read_settings(self.model, args, kwargs, self.sizes)
+        for name, value in self.structure.settings.items():
+            if settings.get(name, value) != value:
+                raise ValueError(
+                    f"argument '{name}': expected {value!r}, with which the guide was set up, "
+                    f"got {settings[name]!r}; make a new guide, or declare a plate size in sizes="
+                )
+        if observations is None:
+            observations = self._observations
+        if observations is None:
+            observations = read_data(self.model, args, kwargs)
+        return check_observations(self.structure, observations, batch_dims)
+
+    def plate_sizes(
+        self, observations: Mapping[str, Tensor], batch_dims: int = 0
+    ) -> dict[str, int]:
+        """Size of every plate that is not an event, as the data have it."""
+        sizes = {}
+        for site in self.structure.observed:
+            aligned = pack_plain(self.structure, site, observations[site.name], batch_dims)
+            for plate in site.plates:
+                sizes[plate] = aligned.shape[self.structure.plates[plate].dim - 1]
+        return sizes
+
+    def register(self) -> None:
+        """Put the networks into the host's parameter store, so that `SVI` trains them.
+
+        Raises:
+            RuntimeError: If the store holds another guide's parameters under their names.
+        """
+        pyro.module("amortized", self._modules["chain"])
+        name, parameter = next(iter(self._modules["chain"].named_parameters()))
+        stored = pyro.get_param_store()[f"amortized$$${name}"]
+        if stored.unconstrained() is not parameter:
+            raise RuntimeError(
+                "AmortizedGuide: the parameter store holds the parameters of another guide, "
+                "which SVI would train in place of these; call pyro.clear_param_store() first"
+            )
+
+    def is_trained(self) -> bool:
+        """Whether any parameter has moved since the networks were built."""
+        now = self._modules["chain"].parameters() if self._initial else ()
+        return any(
+            not torch.equal(parameter, initial)
+            for parameter, initial in zip(now, self._initial, strict=True)
+        )
+
+    def get_extra_state(self) -> Tensor:
+        """The structure as bytes, so that a state dict can be loaded before any call."""
+        text = json.dumps(self._structure.to_dict()) if self._structure else ""
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing is left to do: the structure is read before the weights are."""
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        state = state_dict.get(f"{prefix}_extra_state")
+        if self._structure is None and state is not None and len(state):
+            structure = ModelStructure.from_dict(json.loads(bytes(state.tolist()).decode()))
+            self.build(structure, torch.zeros(standardisation_size(structure)))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def draw(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Tensor],
+        *,
+        num_samples: int,
+        batch_dims: int = 0,
+        given: Mapping[str, Tensor] | None = None,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Draws of the latents for each data set, outside any handler.
+
+        Args:
+            args: The model's positional arguments.
+            kwargs: The model's keyword arguments.
+            observations: Data by site with `batch_dims` leading axes.
+            num_samples: Number of draws, a new leading axis.
+            batch_dims: Number of leading axes of data sets.
+            given: Values of some latents in place of draws, with `batch_dims` leading axes.
+
+        Returns:
+            Constrained values `(num_samples, *batch, *plates, *event)`, and log densities of
+            shape `(num_samples, *batch, *plates)` in nats; of given latents both have a first
+            axis of length 1.
+        """
+        structure, log_probs = self.structure, {}
+        nesting = structure.max_plate_nesting
+        batch_shape = next(iter(observations.values())).shape[:batch_dims]
+        sizes = {
+            structure.plates[p].dim: n
+            for p, n in self.plate_sizes(observations, batch_dims).items()
+        }
+
+        def draw(site: SiteInfo, distribution: Any) -> Tensor:
+            event_dim = len(site.event_shape)
+            if given and site.name in given:
+                value = align(given[site.name], nesting, event_dim, batch_dims)[None]
+            else:
+                own = {structure.plates[plate].dim for plate in site.plates}
+                shape = [sizes[dim] if dim in own else 1 for dim in range(-nesting, 0)]
+                for plate in site.event_plates:
+                    shape[structure.plates[plate].dim] = structure.plates[plate].size
+                value = distribution.expand(
+                    torch.Size((num_samples, *batch_shape, *shape))
+                ).rsample()
+            log_probs[site.name] = distribution.log_prob(value)
+            return value
+
+        latents = self._run(args, kwargs, observations, batch_dims, draw)
+        sites = {name: structure.site(name) for name in latents}
+        return (
+            {
+                name: natural(value, structure, sites[name], len(sites[name].event_shape))
+                for name, value in latents.items()
+            },
+            {name: natural(value, structure, sites[name], 0) for name, value in log_probs.items()},
+        )
+
+    def site_log_probs(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Tensor],
+        observations: Mapping[str, Tensor],
+        *,
+        batch_dims: int = 0,
+        conditionals: Mapping[str, Moments] | None = None,
+    ) -> dict[str, Tensor]:
+        """Log density of every latent site at given values, all at once.
+
+        Args:
+            args: The model's positional arguments.
+            kwargs: The model's keyword arguments.
+            latents: Constrained values with `batch_dims` leading axes.
+            observations: Data by site with `batch_dims` leading axes.
+            batch_dims: Number of leading axes.
+            conditionals: The model's location and scale at conditional sites, if already
+                known from a simulation; read by tracing the model otherwise.
+
+        Returns:
+            Shape `(*batch, *aligned plates)` per site, in nats, constrained space.
+        """
+        constants, contexts = self._contexts(args, kwargs, observations, batch_dims)
+        packed = {}
+        for site in self.structure.latents:
+            if site.is_conditional:
+                known = (conditionals or {}).get(site.name)
+                if known is None:
+                    known = conditional_location_scale(
+                        self.model,
+                        args,
+                        kwargs,
+                        site.name,
+                        self._earlier(site, latents),
+                        batch_dims,
+                        is_vectorized=self.is_vectorized,
+                    )
+                packed[site.name] = pack_moments(self.structure, site, known, batch_dims)
+        return self._chain().log_prob(constants, contexts, latents, packed, batch_dims)
+
+    def log_prob(
+        self,
+        latents: Mapping[str, Tensor],
+        *args: Any,
+        observations: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Joint log density of latents given one data set.
+
+        Args:
+            latents: Constrained values with one leading axis of draws.
+            *args: The model's positional arguments.
+            observations: Data by site; found in the model's arguments if None.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            Shape `(num_draws,)`, in nats, constrained space.
+        """
+        found = self.find_observations(args, kwargs, observations)
+        num_draws = len(next(iter(latents.values())))
+        repeated = {name: value.expand(num_draws, *value.shape) for name, value in found.items()}
+        parts = self.site_log_probs(args, kwargs, latents, repeated, batch_dims=1)
+        return torch.stack([part.reshape(num_draws, -1).sum(1) for part in parts.values()]).sum(0)
+
+    def _run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Tensor],
+        batch_dims: int,
+        draw: Callable[[SiteInfo, Any], Tensor],
+    ) -> dict[str, Tensor]:
+        """Go through the sites; values are in the host's layout, batch axes to the left."""
+        constants, contexts = self._contexts(args, kwargs, observations, batch_dims)
+        chain, nesting = self._chain(), self.structure.max_plate_nesting
+        latents: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
+        for site in self.structure.latents:
+            conditionals: Conditionals = {}
+            if site.is_conditional:
+                conditionals = {site.name: self._conditional(site, args, kwargs, latents)}
+            distribution = chain.distribution(site, constants, contexts, features, conditionals)
+            value = draw(site, distribution)
+            latents[site.name] = value
+            extra = max(value.ndim - len(site.event_shape) - nesting, 0)
+            features[site.name] = chain.parent_features(constants, site, value, extra)
+        return latents
+
+    def _chain(self) -> PosteriorChain:
+        """The networks, past the host's hook that would register them at every access."""
+        return self._modules["chain"]
+
+    def _contexts(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Tensor],
+        batch_dims: int,
+    ) -> tuple[Standardisation, Contexts]:
+        constants = Standardisation.from_vector(self.structure, self._buffers["standardisation"])
+        inputs: dict[str, Any] = {}
+        if self.inputs:
+            arguments = bound_arguments(self.model, args, kwargs).arguments
+            inputs = {name: arguments[name] for name in self.inputs}
+        return constants, self._chain().contexts(constants, observations, inputs, batch_dims)
+
+    def _earlier(self, site: SiteInfo, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of the latents before a site."""
+        names = [latent.name for latent in self.structure.latents]
+        return {name: latents[name] for name in names[: names.index(site.name)]}
+
+    def _conditional(
+        self,
+        site: SiteInfo,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Tensor],
+    ) -> Moments:
+        """The model's location and scale of a site at values in the host's layout, packed."""
+        nesting = self.structure.max_plate_nesting
+        if self.is_vectorized:
+            moments = aligned_location_scale(self.model, args, kwargs, site.name, latents)
+            extra = moments[0].ndim - len(site.event_shape) - nesting
+            return pack_moments(self.structure, site, moments, max(extra, 0))
+        values, extra = {}, 0
+        for name, value in latents.items():
+            event_dim = len(self.structure.site(name).event_shape)
+            extra = max(value.ndim - event_dim - nesting, 0)
+            aligned = align(value, nesting, event_dim, extra)
+            values[name] = natural(aligned, self.structure, self.structure.site(name), event_dim)
+        moments = conditional_location_scale(
+            self.model, args, kwargs, site.name, values, extra, is_vectorized=False
+        )
+        return pack_moments(self.structure, site, moments, extra)

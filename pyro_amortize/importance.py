@@ -1,0 +1,240 @@
+"""Weighted draws: the guide's draws corrected towards the exact posterior of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from amortize_diagnostics import (
+    ImportanceSummary,
+    choose_local_draws,
+    importance_summary,
+    marginalise_local_weights,
+    resample,
+)
+from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.layout import align, natural
+from pyro_amortize.simulate import joint_log_densities
+from pyro_amortize.structure import ModelStructure, SiteInfo
+
+_ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
+
+
+@dataclass(frozen=True)
+class ImportanceSamples:
+    """Draws of the latents with importance weights.
+
+    Args:
+        samples: Constrained values, `(num_samples, [num_datasets,] *plates, *event)`.
+        log_weights: `log p(z, x) - log q(z | x)` with local latents marginalised, shape
+            `(num_samples, [num_datasets])`, in nats.
+        summary: ESS fraction, Pareto k-hat and log evidence.
+    """
+
+    samples: dict[str, np.ndarray]
+    log_weights: np.ndarray
+    summary: ImportanceSummary
+
+    def resample(self, num_samples: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+        """Draws of equal weight, by systematic resampling for each data set.
+
+        Args:
+            num_samples: Number of draws.
+            seed: Seed of the resampling.
+
+        Returns:
+            The same sites with `num_samples` draws.
+        """
+        rng = np.random.default_rng(seed)
+        if self.log_weights.ndim == 1:
+            rows = resample(self.log_weights, num_samples, rng)
+            return {name: value[rows] for name, value in self.samples.items()}
+        columns = [resample(column, num_samples, rng) for column in self.log_weights.T]
+        rows = np.stack(columns, axis=1)
+        return {
+            name: np.take_along_axis(
+                value, rows.reshape(rows.shape + (1,) * (value.ndim - 2)), axis=0
+            )
+            for name, value in self.samples.items()
+        }
+
+    def __str__(self) -> str:
+        return str(self.summary)
+
+
+def importance_samples(
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    observations: Mapping[str, Array],
+    num_samples: int,
+    num_local_samples: int,
+    batch_dims: int,
+    rng_key: Array,
+) -> ImportanceSamples:
+    """Draw from the guide and weigh the draws by the model's joint density.
+
+    With local latents, each draw of the global ones carries `num_local_samples` draws per
+    plate element; their mean weight estimates the marginal density of that element, and one
+    of them is kept with probability proportional to its weight. This is importance sampling
+    on an extended space, so the weights stay exact, and they do not degenerate with the
+    number of elements.
+
+    Args:
+        guide: The guide.
+        params: Its parameters.
+        call: Arguments of the model.
+        observations: Data by site, with `batch_dims` (0 or 1) leading axes.
+        num_samples: Number of draws of the global latents.
+        num_local_samples: Number of draws of the local latents for each.
+        batch_dims: Number of leading axes of data sets.
+        rng_key: Key of the draws.
+
+    Returns:
+        The weighted draws.
+    """
+    structure = guide.structure
+    shared = structure.local_plates()
+    num_local = num_local_samples if shared else 1
+    draws, global_weights, local_weights = _draw(
+        guide, params, call, observations, num_samples, num_local, batch_dims, rng_key
+    )
+    log_weights = np.asarray(global_weights, float)
+    samples = {name: np.asarray(value) for name, value in draws.items()}
+    if shared:
+        seed = int(jax.random.bits(jax.random.fold_in(rng_key, 1)))
+        local = np.asarray(local_weights, float)
+        log_weights = marginalise_local_weights(log_weights, local)
+        chosen = choose_local_draws(local, np.random.default_rng(seed))
+        for site in structure.latents:
+            if site.plates:
+                samples[site.name] = _keep(structure, site, samples[site.name], chosen, shared)
+    return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
+
+
+@eqx.filter_jit
+def _draw(
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    observations: Mapping[str, Array],
+    num_samples: int,
+    num_local: int,
+    batch_dims: int,
+    rng_key: Array,
+) -> tuple[dict[str, Array], Array, Array]:
+    """Draws, global log weights `(S, [N])` and local log weights `(K, S, [N], E)`.
+
+    Global sites have shape `(S, [N], ...)`, local ones `(K, S, [N], ...)`.
+    """
+    structure = guide.structure
+    shared = structure.local_plates()
+
+    def one_draw(key: Array, data: Mapping[str, Array]) -> tuple[dict[str, Array], Array, Array]:
+        first, _ = guide.draw(params, *call, data, rng_key=key)
+        fixed = {site.name: first[site.name] for site in structure.latents if not site.plates}
+
+        def one_local(own: Array) -> tuple[dict[str, Array], Array, Array]:
+            latents, log_q = guide.draw(params, *call, data, given=fixed, rng_key=own)
+            log_p = joint_log_densities(guide.model, *call, {**latents, **data}, 0)
+            weights = [
+                split_density(structure, name, density, shared)
+                for name, density in [*log_p.items(), *((n, -d) for n, d in log_q.items())]
+            ]
+            whole = jnp.sum(jnp.stack([part for part, _ in weights]))
+            elements = jnp.broadcast_arrays(*(part for _, part in weights))
+            return latents, whole, jnp.sum(jnp.stack(elements), axis=0)
+
+        keys = jax.random.split(jax.random.fold_in(key, 1), num_local)
+        latents, whole, elements = jax.vmap(one_local)(keys)
+        latents = {
+            site.name: latents[site.name] if site.plates and shared else latents[site.name][0]
+            for site in structure.latents
+        }
+        return latents, whole[0], elements
+
+    def one_data_set(
+        data: Mapping[str, Array], key: Array
+    ) -> tuple[dict[str, Array], Array, Array]:
+        rows = num_local * max(_num_elements(guide, data), 1)
+        return jax.lax.map(
+            lambda own: one_draw(own, data),
+            jax.random.split(key, num_samples),
+            batch_size=max(_ROWS_AT_ONCE // rows, 1),
+        )
+
+    if batch_dims:
+        num = len(next(iter(observations.values())))
+        draws, whole, elements = jax.lax.map(
+            lambda row: one_data_set(*row), (dict(observations), jax.random.split(rng_key, num))
+        )
+        move = lambda value: jnp.moveaxis(value, 0, 1)  # noqa: E731 (S before N)
+        draws, whole, elements = jax.tree.map(move, (draws, whole, elements))
+    else:
+        draws, whole, elements = one_data_set(observations, rng_key)
+    local_axis = 1 + batch_dims
+    draws = {
+        site.name: jnp.moveaxis(draws[site.name], local_axis, 0)
+        if site.plates and shared
+        else draws[site.name]
+        for site in structure.latents
+    }
+    return draws, whole, jnp.moveaxis(elements, local_axis, 0)
+
+
+def split_density(
+    structure: ModelStructure, name: str, density: Array, shared: tuple[str, ...]
+) -> tuple[Array, Array]:
+    """A site's log density as one number for the data set, or one per plate element.
+
+    Args:
+        structure: The structure of the model.
+        name: Name of the site.
+        density: Log density over the site's own plates, in the host's layout.
+        shared: Plates over whose elements local latents split.
+
+    Returns:
+        The part that belongs to the data set, and the part of each element, flattened.
+    """
+    site = structure.site(name)
+    if not shared or not set(shared) <= set(site.plates):
+        return jnp.sum(density), jnp.zeros(1)
+    aligned = align(density, structure.max_plate_nesting, 0, 0)
+    others = [
+        axis
+        for axis in range(-structure.max_plate_nesting, 0)
+        if axis not in {structure.plates[plate].dim for plate in shared}
+    ]
+    return jnp.zeros(()), jnp.sum(aligned, axis=tuple(others)).ravel()
+
+
+def _num_elements(guide: AmortizedGuide, data: Mapping[str, Array]) -> int:
+    sizes = guide.plate_sizes(data)
+    return int(np.prod(list(sizes.values()))) if sizes else 1
+
+
+def _keep(
+    structure: ModelStructure,
+    site: SiteInfo,
+    value: np.ndarray,
+    chosen: np.ndarray,
+    shared: tuple[str, ...],
+) -> np.ndarray:
+    """Of `(K, S, ...)` local draws, the chosen one for each plate element."""
+    nesting, event_dim = structure.max_plate_nesting, len(site.event_shape)
+    batch_dims = chosen.ndim
+    aligned = np.asarray(align(jnp.asarray(value), nesting, event_dim, batch_dims))
+    shape = [1] * nesting
+    for plate in shared:
+        dim = structure.plates[plate].dim
+        shape[dim] = aligned.shape[dim - event_dim]
+    index = chosen.reshape((1, *chosen.shape[:-1], *shape, *([1] * event_dim)))
+    kept = np.take_along_axis(aligned, index, axis=0)[0]
+    return np.asarray(natural(jnp.asarray(kept), structure, site, event_dim))

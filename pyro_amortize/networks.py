@@ -1,0 +1,80 @@
+"""The one network block: multilayer perceptrons of several sites, evaluated together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, softplus
+
+_SOFTPLUS_ONE = 0.5413248546129181  # softplus(_SOFTPLUS_ONE) = 1
+
+
+class StackedMLP(nn.Module):
+    """Perceptrons of equal shape for several sites, one batched product per layer.
+
+    Hidden layers use the exact GELU. Weights start uniform within `1 / sqrt(inputs)`; with
+    `zero_output` the last layer starts at zero, so that what it parameterises starts at its
+    neutral value.
+
+    Args:
+        num_sites: Number of networks.
+        in_size: Number of inputs.
+        hidden_dims: Widths of the hidden layers.
+        out_size: Number of outputs.
+        zero_output: Whether the last layer starts at zero.
+
+    Example:
+        >>> network = StackedMLP(2, 3, (8,), 4, zero_output=True)
+        >>> network(torch.ones(2, 5, 3)).shape
+        torch.Size([2, 5, 4])
+    """
+
+    def __init__(
+        self,
+        num_sites: int,
+        in_size: int,
+        hidden_dims: Sequence[int],
+        out_size: int,
+        *,
+        zero_output: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = [in_size, *hidden_dims, out_size]
+        weights, biases = [], []
+        for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+            bound = max(fan_in, 1) ** -0.5
+            if zero_output and layer == len(sizes) - 2:
+                bound = 0.0
+            weights.append(bound * (2 * torch.rand(num_sites, fan_in, fan_out) - 1))
+            biases.append(bound * (2 * torch.rand(num_sites, 1, fan_out) - 1))
+        self.weights = nn.ParameterList(weights)
+        self.biases = nn.ParameterList(biases)
+
+    def forward(self, inputs: Tensor, index: int | None = None) -> Tensor:
+        """Evaluate all networks, or the one at `index`.
+
+        Args:
+            inputs: Shape `(num_sites, *batch, in_size)`; `(*batch, in_size)` with an index.
+            index: The one network to evaluate, or None.
+
+        Returns:
+            Shape `(num_sites, *batch, out_size)`; `(*batch, out_size)` with an index.
+        """
+        is_one = index is not None
+        rows = (-1, inputs.shape[-1]) if is_one else (len(inputs), -1, inputs.shape[-1])
+        hidden = inputs.reshape(rows)
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if layer:
+                hidden = gelu(hidden)
+            if is_one:
+                hidden = torch.addmm(bias[index], hidden, weight[index])
+            else:
+                hidden = torch.baddbmm(bias, hidden, weight)
+        return hidden.reshape(*inputs.shape[:-1], hidden.shape[-1])
+
+
+def positive(raw: Tensor) -> Tensor:
+    """Map network outputs to positive numbers, zero to one."""
+    return softplus(raw + _SOFTPLUS_ONE)

@@ -1,0 +1,5 @@
+"""Objectives: losses for `fit` and for the host's SVI."""
+
+from pyro_amortize.objectives.npe import NPE
+
+__all__ = ["NPE"]

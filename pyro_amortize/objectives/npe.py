@@ -1,0 +1,292 @@
+"""Neural posterior estimation: the forward divergence on the model's own simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro import handlers
+from numpyro.infer.elbo import ELBO
+
+from pyro_amortize.simulate import Simulations, finite_rows, simulate_rows
+from pyro_amortize.standardisation import Moments
+from pyro_amortize.structure import ModelStructure
+
+_HELD_OUT_FRACTION = 0.1
+
+
+@runtime_checkable
+class ScoresLatents(Protocol):
+    """What NPE needs of a guide: its structure, and densities at given values."""
+
+    @property
+    def structure(self) -> ModelStructure:
+        """What the guide has read of the model."""
+
+    def setup(self, *args: Any, **kwargs: Any) -> Any:
+        """Read the model once."""
+
+    def site_log_probs(
+        self,
+        params: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Array],
+        observations: Mapping[str, Array],
+        *,
+        batch_dims: int = 0,
+        conditionals: Mapping[str, Moments] | None = None,
+    ) -> dict[str, Array]:
+        """Log density of every latent site at given values."""
+
+
+class NPE(ELBO):
+    """Neural posterior estimation, a loss for `fit` and for the host's `SVI`.
+
+    `loss = -E_{p(z, x)} sum_i log q(z_i | x) / n_i` in nats, with `n_i` the number of plate
+    elements of site i: the minimiser is that of the joint density, and global sites are not
+    outvoted. The minimum is the mean posterior entropy, not zero. Every step draws fresh
+    simulations; the data in the model's arguments are not used, and parameters of the model
+    are not trained. Use it whenever the model can be simulated; it covers every mode. Avoid
+    it when one data set far out in the prior predictive is all that matters.
+
+    Args:
+        num_simulations: Simulations per step.
+        model_args: Draws the model's arguments for each step, `model_args(rng_key)`: a tuple of
+            positional or a dict of keyword arguments. It must derive everything from the key.
+        simulations: A fixed bank of simulations, used in place of fresh ones; a tenth of it
+            is held out.
+        nonfinite: `"raise"` stops when a simulation is not finite; `"drop"` leaves it out of
+            the loss and counts it, which keeps the posterior of finite data right.
+
+    Raises:
+        ValueError: If `num_simulations` is below 1, both sources are given, or the bank has
+            too few finite simulations.
+
+    Example:
+        >>> NPE(num_simulations=256).num_simulations
+        256
+
+    References:
+        Papamakarios and Murray (2016), arXiv:1605.06376, proposition 1.
+    """
+
+    def __init__(
+        self,
+        num_simulations: int = 128,
+        *,
+        model_args: Callable[[Array], tuple[Any, ...] | dict[str, Any]] | None = None,
+        simulations: Simulations | None = None,
+        nonfinite: Literal["raise", "drop"] = "raise",
+    ) -> None:
+        if num_simulations < 1:
+            raise ValueError(f"num_simulations: expected at least 1, got {num_simulations}")
+        if nonfinite not in ("raise", "drop"):
+            raise ValueError(f"nonfinite: expected 'raise' or 'drop', got {nonfinite!r}")
+        if simulations is not None and model_args is not None:
+            raise ValueError(
+                "simulations: a bank belongs to one set of model arguments; leave out model_args"
+            )
+        if simulations is not None and len(simulations) < 20:
+            raise ValueError(
+                f"simulations: expected at least 20 to hold some out, got {len(simulations)}"
+            )
+        if simulations is not None and simulations.nonfinite and nonfinite == "raise":
+            raise ValueError(nonfinite_message(simulations))
+        super().__init__(num_particles=1)
+        self.num_simulations = num_simulations
+        self.model_args = model_args
+        self.simulations = simulations
+        self.nonfinite = nonfinite
+
+    def loss_with_mutable_state(
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, Any],
+        model: Callable[..., Any],
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The loss in the host's signature.
+
+        Args:
+            rng_key: Key of the simulations.
+            param_map: Parameters by name, constrained.
+            model: The user's model.
+            guide: The guide.
+            *args: The model's positional arguments; data among them are not used.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            `{"loss": loss, "mutable_state": None}`.
+        """
+        loss, _ = self.loss_and_count(rng_key, param_map, model, guide, *args, **kwargs)
+        return {"loss": loss, "mutable_state": None}
+
+    def loss_and_count(
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, Any],
+        model: Callable[..., Any],
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Array, Array]:
+        """The loss, and the number of simulations that were not finite."""
+        call = args, kwargs
+        sites, is_finite = self._site_losses(rng_key, param_map, model, guide, call)
+        return _total(sites), jnp.sum(~is_finite)
+
+    def site_losses(
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, Any],
+        model: Callable[..., Any],
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> dict[str, Array]:
+        """The terms of the loss by latent site."""
+        call = args, kwargs
+        return self._site_losses(rng_key, param_map, model, guide, call)[0]
+
+    def held_out_loss(
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, Any],
+        model: Callable[..., Any],
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Array:
+        """The loss on simulations that training does not see: fresh, or held out of the bank."""
+        call = args, kwargs
+        return _total(
+            self._site_losses(rng_key, param_map, model, guide, call, is_held_out=True)[0]
+        )
+
+    def draw_arguments(self, rng_key: Array) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """The model's arguments for one step, or None without a sampler.
+
+        Raises:
+            TypeError: If the sampler returns neither a tuple nor a dict.
+        """
+        if self.model_args is None:
+            return None
+        drawn = self.model_args(rng_key)
+        if isinstance(drawn, tuple):
+            return drawn, {}
+        if isinstance(drawn, dict):
+            return (), drawn
+        raise TypeError(
+            "model_args: expected a tuple of positional or a dict of keyword arguments, got "
+            f"{type(drawn).__name__}"
+        )
+
+    def with_fixed_arguments(self) -> NPE:
+        """This objective without its sampler of arguments, for one step of a training loop."""
+        return NPE(self.num_simulations, simulations=self.simulations, nonfinite=self.nonfinite)
+
+    def _site_losses(
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, Any],
+        model: Callable[..., Any],
+        guide: Any,
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        *,
+        is_held_out: bool = False,
+    ) -> tuple[dict[str, Array], Array]:
+        check_guide(guide)
+        argument_key, rng_key = jax.random.split(rng_key)
+        args, kwargs = self.draw_arguments(argument_key) or call
+        guide.setup(*args, **kwargs)
+        structure = guide.structure
+        if structure.factors:
+            raise ValueError(
+                f"factor site '{structure.factors[0].name}': NPE learns from simulations "
+                "and cannot see a factor; use Trace_ELBO, or write the factor as an observed site"
+            )
+        conditional = [site.name for site in structure.latents if site.is_conditional]
+        if self.simulations is None:
+            values, moments = simulate_rows(
+                handlers.substitute(model, data=dict(param_map)),
+                self.num_simulations,
+                args,
+                kwargs,
+                rng_key,
+                conditional,
+            )
+        else:
+            bank = self.simulations
+            values = _bank_rows(bank, self.num_simulations, rng_key, is_held_out=is_held_out)
+            moments = None
+        names = [site.name for site in (*structure.latents, *structure.observed)]
+        values = {name: values[name] for name in names}
+        is_finite = finite_rows(values)
+        if self.nonfinite == "drop":
+            values, moments = _fill_rows((values, moments), is_finite)
+        log_probs = guide.site_log_probs(
+            param_map,
+            args,
+            kwargs,
+            {site.name: values[site.name] for site in structure.latents},
+            {site.name: values[site.name] for site in structure.observed},
+            batch_dims=1,
+            conditionals=moments,
+        )
+        weights = is_finite if self.nonfinite == "drop" else jnp.ones_like(is_finite)
+        weights = weights / jnp.sum(weights)
+        losses = {
+            name: -jnp.sum(weights * jnp.mean(part.reshape(len(part), -1), axis=1))
+            for name, part in log_probs.items()
+        }
+        return losses, is_finite
+
+
+def _bank_rows(
+    bank: Simulations, num_rows: int, rng_key: Array, *, is_held_out: bool
+) -> dict[str, Array]:
+    """Random rows of the training part of a bank, or of the part held out."""
+    first_held_out = len(bank) - max(int(_HELD_OUT_FRACTION * len(bank)), 1)
+    low, high = (first_held_out, len(bank)) if is_held_out else (0, first_held_out)
+    rows = jax.random.randint(rng_key, (num_rows,), low, high)
+    return {name: jnp.asarray(value)[rows] for name, value in bank.sites.items()}
+
+
+def _total(losses: Mapping[str, Array]) -> Array:
+    return jnp.sum(jnp.stack(list(losses.values())))
+
+
+def check_guide(guide: Any) -> None:
+    """Raise a TypeError if a guide lacks what NPE needs."""
+    if not isinstance(guide, ScoresLatents):
+        raise TypeError(
+            f"NPE needs a guide that scores given latents (site_log_probs); "
+            f"{type(guide).__name__} has no such method, AmortizedGuide does"
+        )
+
+
+def nonfinite_message(simulations: Simulations) -> str:
+    """An error text that counts the runs that are not finite, by site."""
+    counts = ", ".join(f"'{name}': {count}" for name, count in simulations.nonfinite.items())
+    return (
+        f"simulations are not finite in runs (of {len(simulations)}) at sites {{{counts}}}. Mend "
+        "the model or its priors; or pass NPE(nonfinite='drop') to leave such runs out, which "
+        "is right if real data are always finite"
+    )
+
+
+def _fill_rows(tree: Any, is_finite: Array) -> Any:
+    """Replace rows that are not finite by the first finite one, before any network."""
+    first = jnp.argmax(is_finite)
+
+    def fill(value: Array) -> Array:
+        keep = is_finite.reshape((-1,) + (1,) * (value.ndim - 1))
+        return jnp.where(keep, value, value[first])
+
+    return jax.tree.map(fill, tree)

@@ -1,0 +1,101 @@
+"""Data as they come in: checked against the model, with errors that name the site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_amortize.structure import ModelStructure, SiteInfo
+
+
+def check_observations(
+    structure: ModelStructure, observations: Mapping[str, Any], batch_dims: int
+) -> dict[str, Tensor]:
+    """The observed sites' values as arrays, or an error that says what to do.
+
+    Args:
+        structure: The structure of the model.
+        observations: Data by site, shape `(*batch, *plates, *event)`.
+        batch_dims: Number of leading axes of data sets.
+
+    Returns:
+        The values.
+
+    Raises:
+        ValueError: If a site has no data, unknown sites are given, shapes do not fit, sizes
+            of one plate disagree, or values are not finite.
+        TypeError: If values are not real numbers.
+    """
+    names = [site.name for site in structure.observed]
+    for name in observations:
+        if name not in names:
+            raise ValueError(f"observations: '{name}' is not one of the observed sites {names}")
+    checked = {}
+    sizes: dict[str, int] = {}
+    for site in structure.observed:
+        if site.name not in observations or observations[site.name] is None:
+            raise ValueError(
+                f"observed site '{site.name}': no data in this call. Pass them in the model's "
+                "own argument, or bind them: guide.bind({...})"
+            )
+        value = _numbers(site, observations[site.name])
+        _check_shape(structure, site, value, batch_dims, sizes)
+        _check_values(site, value)
+        checked[site.name] = value
+    return checked
+
+
+def _numbers(site: SiteInfo, value: Any) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"observed site '{site.name}': expected real numbers, got {type(value).__name__}"
+        ) from error
+    if tensor.is_complex():
+        raise TypeError(
+            f"observed site '{site.name}': expected real numbers, got dtype {tensor.dtype}"
+        )
+    return tensor
+
+
+def _check_shape(
+    structure: ModelStructure,
+    site: SiteInfo,
+    value: Tensor,
+    batch_dims: int,
+    sizes: dict[str, int],
+) -> None:
+    event_dim = len(site.event_shape)
+    plate_axes = max((-structure.plates[plate].dim for plate in site.plates), default=0)
+    expected = (
+        "(" + ", ".join([*["data sets"] * batch_dims, *site.plates, *map(str, site.event_shape)])
+    ) + ")"
+    event = tuple(value.shape[value.ndim - event_dim :])
+    if event != site.event_shape or value.ndim != batch_dims + plate_axes + event_dim:
+        raise ValueError(
+            f"observed site '{site.name}': expected shape {expected}, got {tuple(value.shape)}"
+        )
+    for plate in site.plates:
+        size = value.shape[structure.plates[plate].dim - event_dim]
+        if sizes.setdefault(plate, size) != size:
+            raise ValueError(
+                f"plate '{plate}': site '{site.name}' has {size} elements along it, another "
+                f"observed site has {sizes[plate]}"
+            )
+
+
+def _check_values(site: SiteInfo, value: Tensor) -> None:
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:
+        raise ValueError(
+            f"observed site '{site.name}': {bad} of {value.numel()} values are NaN or infinite and "
+            "no mask is declared; drop these rows (a guide takes any plate size) or fill them"
+        )
+    if site.is_discrete and bool((value != torch.round(value)).any()):
+        raise ValueError(
+            f"observed site '{site.name}': its support is discrete, got values that are not whole"
+        )

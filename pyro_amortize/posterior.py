@@ -1,0 +1,481 @@
+"""The trained answer: a posterior for every data set, and at one or many of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from amortize_diagnostics import to_datatree
+from pyro_amortize.densities import Density
+from pyro_amortize.embeddings import Embedding
+from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.history import TrainingHistory
+from pyro_amortize.importance import ImportanceSamples, importance_samples
+from pyro_amortize.layout import align
+from pyro_amortize.simulate import joint_log_densities, replay, simulate
+from pyro_amortize.storage import load_guide, save_guide
+from pyro_amortize.structure import ModelStructure, SiteInfo
+
+_ROWS_AT_ONCE = 65536
+
+
+class AmortizedPosterior:
+    """A trained guide: the posterior for every data set of its model.
+
+    `fit` returns it. Conditioning costs one pass of the networks.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        params: Trained parameters; None for an untrained guide, which answers with a warning.
+        history: What happened in training, or None.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AmortizedGuide,
+        *,
+        params: Mapping[str, Any] | None = None,
+        history: TrainingHistory | None = None,
+    ) -> None:
+        self.model = model
+        self.guide = guide
+        self.history = history
+        self._params = params
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """Parameters under the names that the host's `SVI` uses."""
+        return self.guide.init_params() if self._params is None else self._params
+
+    def at(self, *args: Any, **kwargs: Any) -> Posterior:
+        """The posterior at one data set.
+
+        Args:
+            *args: The model's own positional arguments, data included.
+            **kwargs: The model's own keyword arguments, data included.
+
+        Returns:
+            The posterior there.
+
+        Raises:
+            ValueError: If data are missing or do not fit the model.
+        """
+        return self._condition(args, kwargs, None)
+
+    def at_each(self, *args: Any, observations: Mapping[str, Any], **kwargs: Any) -> Posterior:
+        """The posteriors at each of many data sets that share the other arguments.
+
+        Args:
+            *args: The model's positional arguments, without data.
+            observations: Data by observed site, with a leading axis of data sets.
+            **kwargs: The model's keyword arguments, without data.
+
+        Returns:
+            The posteriors; everything it gives has one more axis, after that of the draws.
+
+        Raises:
+            ValueError: If data are missing or do not fit the model.
+        """
+        return self._condition(args, kwargs, observations)
+
+    def _condition(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Any] | None,
+    ) -> Posterior:
+        self.guide.setup(*args, **kwargs)
+        if self._params is None:
+            warnings.warn(
+                "the guide is not trained: its draws are close to the prior; call fit first",
+                stacklevel=3,
+            )
+        batch_dims = 0 if observations is None else 1
+        found = self.guide.find_observations(args, kwargs, observations, batch_dims)
+        self._warn_of_sizes(self.guide.plate_sizes(found, batch_dims))
+        return Posterior(self, args, kwargs, found, batch_dims=batch_dims)
+
+    def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:
+        trained = self.history.plate_sizes if self.history else {}
+        for plate, size in sizes.items():
+            low, high = trained.get(plate, (size, size))
+            if not low <= size <= high:
+                warnings.warn(
+                    f"plate '{plate}': size {size} is outside the trained range {low} to {high}; "
+                    "check the ESS fraction, or train with NPE(model_args=...) over more sizes",
+                    stacklevel=4,
+                )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write networks, standardisation, structure and history to one safetensors file.
+
+        Args:
+            path: The file. Either package can load it for the same model.
+        """
+        save_guide(path, self.guide, self.params, self.history)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        model: Callable[..., Any],
+        *,
+        embedding: Embedding | Mapping[str, Embedding] | None = None,
+        densities: Density | Mapping[str, Density] | None = None,
+    ) -> AmortizedPosterior:
+        """Read what `save` wrote.
+
+        Args:
+            path: The file.
+            model: The model that the guide was trained for.
+            embedding: As in training, if it is not of this package.
+            densities: As in training, if they are not of this package.
+
+        Returns:
+            The trained posterior.
+
+        Raises:
+            ValueError: If the file is of a newer format, or belongs to another model.
+        """
+        guide, params, history = load_guide(path, model, embedding=embedding, densities=densities)
+        return cls(model, guide, params=params, history=history)
+
+
+class Posterior:
+    """The posterior at one data set, or at each of many.
+
+    Made by `AmortizedPosterior.at` and `at_each`. Draws come in the host's layout, with an
+    axis of data sets after that of the draws if there are many.
+
+    Args:
+        amortized: Where it comes from.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        observations: Data by site.
+        batch_dims: 1 if the data have a leading axis of data sets, else 0.
+    """
+
+    def __init__(
+        self,
+        amortized: AmortizedPosterior,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Array],
+        *,
+        batch_dims: int,
+    ) -> None:
+        self._amortized = amortized
+        self._call = (tuple(args), dict(kwargs))
+        self._batch_dims = batch_dims
+        self.observations = dict(observations)
+
+    @property
+    def guide(self) -> AmortizedGuide:
+        """The guide with these data bound, for the host's `Predictive` and the like."""
+        if self._batch_dims:
+            raise ValueError("guide: a host's guide has one data set; use at(...) for one of them")
+        return self._amortized.guide.bind(self.observations)
+
+    def sample(self, num_samples: int = 1000, *, rng_key: Array | None = None) -> dict[str, Array]:
+        """Draw from the guide, with the model's deterministic sites by replay.
+
+        Args:
+            num_samples: Number of draws.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            Constrained values by site, `(num_samples, [num_datasets,] *plates, *event)`.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        latents = _sample(
+            self._amortized.guide,
+            self._amortized.params,
+            self._call,
+            self.observations,
+            _positive(num_samples),
+            self._batch_dims,
+            key,
+        )
+        return latents | self._replay_deterministic(latents)
+
+    def log_prob(self, latents: Mapping[str, Any]) -> Array:
+        """Joint log density of the guide at given latents.
+
+        Args:
+            latents: Constrained values, `(num_samples, [num_datasets,] *plates, *event)`.
+
+        Returns:
+            Shape `(num_samples, [num_datasets])`, in nats, constrained space.
+        """
+        latents = {site.name: latents[site.name] for site in self._structure.latents}
+        return _log_prob(
+            self._amortized.guide,
+            self._amortized.params,
+            self._call,
+            self._repeated(latents),
+            latents,
+            1 + self._batch_dims,
+        )
+
+    def log_joint(self, latents: Mapping[str, Any]) -> Array:
+        """Joint log density of the model at given latents and these data.
+
+        Args:
+            latents: Constrained values, `(num_samples, [num_datasets,] *plates, *event)`.
+
+        Returns:
+            Shape `(num_samples, [num_datasets])`, in nats, constrained space.
+        """
+        densities = self._site_densities(latents)
+        batch = 1 + self._batch_dims
+        return _total(densities.values(), batch)
+
+    def importance_sample(
+        self,
+        num_samples: int = 4000,
+        *,
+        num_local_samples: int = 16,
+        rng_key: Array | None = None,
+    ) -> ImportanceSamples:
+        """Draw from the guide and weigh the draws by the model's joint density.
+
+        Local latents are marginalised for each plate element given the global ones.
+
+        Args:
+            num_samples: Number of draws of the global latents.
+            num_local_samples: Draws of the local latents for each of them.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            Weighted draws with ESS fraction, Pareto k-hat and log evidence.
+
+        References:
+            Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646.
+        """
+        if num_local_samples < 1:
+            raise ValueError(f"num_local_samples: expected at least 1, got {num_local_samples}")
+        key = jax.random.key(0) if rng_key is None else rng_key
+        weighted = importance_samples(
+            self._amortized.guide,
+            self._amortized.params,
+            self._call,
+            self.observations,
+            _positive(num_samples),
+            num_local_samples,
+            self._batch_dims,
+            key,
+        )
+        weighted.samples.update(
+            {
+                name: np.asarray(value)
+                for name, value in self._replay_deterministic(weighted.samples).items()
+            }
+        )
+        return weighted
+
+    def to_datatree(
+        self,
+        num_samples: int = 1000,
+        *,
+        is_weighted: bool = False,
+        coords: Mapping[str, Any] | None = None,
+        rng_key: Array | None = None,
+    ) -> Any:
+        """Everything about this posterior as an ArviZ `DataTree`.
+
+        Groups: posterior, prior, posterior_predictive, prior_predictive, log_likelihood,
+        observed_data, and sample_stats with `lp` (log joint), `log_q` and `log_weight` of each
+        draw. Dimensions are named after the plates.
+
+        Args:
+            num_samples: Number of draws.
+            is_weighted: Whether the draws are resampled by their importance weights.
+            coords: Labels of plates, `{plate: labels}`.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            The `xarray.DataTree`.
+
+        Raises:
+            ImportError: If ArviZ is not installed.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        keys = jax.random.split(key, 3)
+        draws: Mapping[str, Any]
+        if is_weighted:
+            num_proposals = max(4 * num_samples, 4000)
+            weighted = self.importance_sample(num_proposals, rng_key=keys[0])
+            draws = weighted.resample(num_samples)
+        else:
+            draws = self.sample(num_samples, rng_key=keys[0])
+        log_q, lp = self.log_prob(draws), self.log_joint(draws)
+        densities = self._site_densities(draws)
+        predictive = self._predict(draws, keys[1])
+        args, kwargs = self._call
+        prior = simulate(
+            self._amortized.model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]
+        ).sites
+        structure = self._structure
+        observed = [site.name for site in structure.observed]
+        own = [site.name for site in (*structure.latents, *structure.deterministic)]
+        batch = 1 + self._batch_dims
+        groups = {
+            "posterior": self._export(draws, own, batch),
+            "prior": self._export(prior, own, 1),
+            "posterior_predictive": self._export(predictive, observed, batch),
+            "prior_predictive": self._export(prior, observed, 1),
+            "log_likelihood": self._export(densities, observed, batch, has_event=False),
+            "observed_data": self._export(self.observations, observed, self._batch_dims),
+            "sample_stats": {
+                "lp": np.asarray(lp),
+                "log_q": np.asarray(log_q),
+                "log_weight": np.asarray(lp - log_q),
+            },
+        }
+        return to_datatree(
+            groups,
+            dims=self._dims(),
+            coords=dict(coords or {}),
+            has_datasets=bool(self._batch_dims),
+        )
+
+    @property
+    def _structure(self) -> ModelStructure:
+        return self._amortized.guide.structure
+
+    def _repeated(self, latents: Mapping[str, Any]) -> dict[str, Array]:
+        """The data, with the leading axis of the draws."""
+        num = len(next(iter(latents.values())))
+        return {
+            name: jnp.broadcast_to(value, (num, *value.shape))
+            for name, value in self.observations.items()
+        }
+
+    def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Array]:
+        latents = {site.name: latents[site.name] for site in self._structure.latents}
+        values = latents | self._repeated(latents)
+        return _joint(self._amortized.model, self._call, values, 1 + self._batch_dims)
+
+    def _replay_deterministic(self, latents: Mapping[str, Any]) -> dict[str, Array]:
+        names = [site.name for site in self._structure.deterministic]
+        if not names:
+            return {}
+        sites = {site.name: jnp.asarray(latents[site.name]) for site in self._structure.latents}
+        values = sites | self._repeated(sites)
+        key = jax.random.key(0)  # nothing is left to draw
+        found = _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+        return {name: found[name] for name in names}
+
+    def _predict(self, latents: Mapping[str, Any], key: Array) -> dict[str, Array]:
+        values = {site.name: latents[site.name] for site in self._structure.latents}
+        return _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+
+    def _export(
+        self,
+        values: Mapping[str, Any],
+        names: list[str],
+        batch_dims: int,
+        *,
+        has_event: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Arrays by site without the axes of absent plates."""
+        structure = self._structure
+        exported = {}
+        for name in names:
+            site = structure.site(name)
+            event_dim = len(site.event_shape) if has_event else 0
+            nesting = structure.max_plate_nesting
+            array = np.asarray(align(values[name], nesting, event_dim, batch_dims))
+            dims = {structure.plates[plate].dim for plate in _all_plates(site)}
+            absent = [dim - event_dim for dim in range(-nesting, 0) if dim not in dims]
+            exported[name] = np.squeeze(array, axis=tuple(absent))
+        return exported
+
+    def _dims(self) -> dict[str, list[str]]:
+        structure = self._structure
+        dims = {}
+        for site in (*structure.latents, *structure.deterministic, *structure.observed):
+            own = sorted(_all_plates(site), key=lambda plate: structure.plates[plate].dim)
+            events = [f"{site.name}_dim_{axis}" for axis in range(len(site.event_shape))]
+            dims[site.name] = [*own, *events]
+        return dims
+
+
+def _all_plates(site: SiteInfo) -> tuple[str, ...]:
+    return (*site.plates, *site.event_plates)
+
+
+def _positive(num_samples: int) -> int:
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    return num_samples
+
+
+@eqx.filter_jit
+def _sample(
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    observations: Mapping[str, Array],
+    num_samples: int,
+    batch_dims: int,
+    rng_key: Array,
+) -> dict[str, Array]:
+    rows = sum(value.size for value in observations.values())
+    return jax.lax.map(
+        lambda key: guide.draw(params, *call, observations, batch_dims=batch_dims, rng_key=key)[0],
+        jax.random.split(rng_key, num_samples),
+        batch_size=min(max(_ROWS_AT_ONCE // rows, 1), num_samples),
+    )
+
+
+@eqx.filter_jit
+def _log_prob(
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    observations: Mapping[str, Array],
+    latents: Mapping[str, Array],
+    batch_dims: int,
+) -> Array:
+    parts = guide.site_log_probs(
+        params, *call, latents, observations, batch_dims=batch_dims
+    ).values()
+    return _total(parts, batch_dims)
+
+
+def _total(parts: Iterable[Array], batch_dims: int) -> Array:
+    """The sum of densities of sites over everything but the batch axes."""
+    flat = [part.reshape(*part.shape[:batch_dims], -1).sum(-1) for part in parts]
+    return jnp.sum(jnp.stack(flat), axis=0)
+
+
+@eqx.filter_jit
+def _joint(
+    model: Callable[..., Any],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    values: Mapping[str, Array],
+    batch_dims: int,
+) -> dict[str, Array]:
+    return joint_log_densities(model, *call, values, batch_dims)
+
+
+@eqx.filter_jit
+def _replay(
+    model: Callable[..., Any],
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    values: Mapping[str, Array],
+    batch_dims: int,
+    rng_key: Array,
+) -> dict[str, Array]:
+    return replay(model, *call, values, batch_dims, rng_key)

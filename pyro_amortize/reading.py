@@ -1,0 +1,449 @@
+"""Reading a model once: every site, plate and dependency that a guide is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.inspect import get_dependencies
+from pyro.poutine.messenger import Messenger
+from torch.distributions import biject_to
+
+from pyro_amortize.checks import (
+    PlateCheck,
+    argument_problems,
+    bound_arguments,
+    is_array,
+    read_data,
+)
+from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
+from pyro_amortize.simulate import (
+    Trace,
+    base_distribution,
+    is_factor,
+    location_scale,
+    run_model,
+    seeded,
+)
+from pyro_amortize.structure import InputInfo, ModelStructure, PlateInfo, SiteInfo
+from pyro_amortize.supports import SUPPORTED, Support, read_support
+
+InputPlates = Mapping[str, str | Sequence[str] | None]
+Parents = Literal["auto"] | Mapping[str, Sequence[str]]
+
+
+def read_structure(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    observed: tuple[str, ...],
+    inputs: InputPlates,
+    sizes: Mapping[str, str],
+    parents: Parents = "auto",
+) -> ModelStructure:
+    """Read the structure of an unmodified model, or report all that stands in the way.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of one call.
+        kwargs: Keyword arguments of one call.
+        observed: Names of the sites that will carry data.
+        inputs: For each covariate the plate or plates of its leading dimensions, or None.
+        sizes: For each argument that is a plate size, that plate.
+        parents: `"auto"`, or for some sites the earlier latents to condition on.
+
+    Returns:
+        The structure.
+
+    Raises:
+        ValueError: With every problem found, each naming the site, plate or argument.
+    """
+    problems: list[str] = []
+    proper = _ImproperPriors()
+    trace = _seeded_run(proper(model), args, kwargs, 0)
+    again = _seeded_run(proper(model), args, kwargs, 1)
+    problems += proper.problems()
+    sites = {
+        name: site
+        for name, site in trace.items()
+        if site["type"] == "sample" and not is_factor(site)
+    }
+    problems += _site_problems(sites, observed, read_data(proper(model), args, kwargs))
+    plates, plate_problem_list = _read_plates(trace, sites, observed)
+    problems += plate_problem_list
+    input_infos, input_problem_list = _read_inputs(model, args, kwargs, inputs, sizes, plates)
+    problems += input_problem_list
+    latent_sites, support_problems = _read_latents(sites, again, observed, plates)
+    problems += support_problems
+    if problems:
+        raise _report(problems)
+
+    infos = {site.name: site for site in latent_sites}
+    own = {name: _site_plates(sites[name], plates, is_event=False) for name in sites}
+    own |= {
+        name: _site_plates(site, plates, is_event=False)
+        for name, site in trace.items()
+        if is_factor(site)
+    }
+    order = order_latents(
+        list(infos),
+        own,
+        {name: site.event_plates for name, site in infos.items()},
+        {name: plate.size for name, plate in plates.items()},
+    )
+    dependencies = _dependencies(model, args, kwargs)
+    for name in order:
+        coupled = coupled_through(name, order, dependencies, own)
+        if coupled:
+            problems.append(
+                f"site '{name}': its elements along plate '{coupled[1]}' depend on each other "
+                f"through site '{coupled[0]}', which is outside the plate. Write '{name}' as one "
+                "vector-valued site with .to_event(1), or move the shared part out"
+            )
+    latents = []
+    for name in order:
+        chosen, pruned, parent_problems = _choose_parents(name, order, dependencies, own, parents)
+        problems += parent_problems
+        local = bool(own[name])
+        reads_latent = bool(dependencies[name] - {name} - set(observed))
+        latents.append(
+            replace(
+                infos[name],
+                parents=chosen,
+                pruned=pruned,
+                is_conditional=local
+                and reads_latent
+                and location_scale(sites[name]["fn"]) is not None,
+            )
+        )
+    structure = ModelStructure(
+        latents=tuple(latents),
+        observed=tuple(
+            SiteInfo(
+                name,
+                tuple(site["fn"].event_shape),
+                own[name],
+                is_discrete=bool(site["fn"].support.is_discrete),
+            )
+            for name, site in sites.items()
+            if name in observed
+        ),
+        inputs=input_infos,
+        plates=plates,
+        deterministic=tuple(
+            _read_deterministic(site, plates)
+            for site in trace.values()
+            if site["type"] == "deterministic"
+        ),
+        factors=tuple(
+            SiteInfo(name, (), _site_plates(site, plates, is_event=False))
+            for name, site in trace.items()
+            if is_factor(site)
+        ),
+        settings=read_settings(model, args, kwargs, sizes),
+    )
+    problems += _reach_problems(structure)
+    problems += argument_problems(model, args, kwargs, observed, tuple(inputs))
+    if not problems:
+        check = PlateCheck(model, args, kwargs, structure)
+        problems = check.problems()
+    if problems:
+        raise _report(problems)
+    return _with_own_rows(structure, order, dependencies, check.mixing_plates())
+
+
+def _with_own_rows(
+    structure: ModelStructure,
+    order: Sequence[str],
+    dependencies: Mapping[str, set[str]],
+    mixing: set[str],
+) -> ModelStructure:
+    """Mark local latents that, given all their parents, need the data of their own rows only."""
+    latents = tuple(
+        replace(
+            site,
+            is_own_row=bool(site.plates)
+            and not mixing & set(site.plates)
+            and set(needed_parents(site.name, order, dependencies)) <= set(site.parents),
+        )
+        for site in structure.latents
+    )
+    return replace(structure, latents=latents)
+
+
+def read_settings(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sizes: Mapping[str, str],
+) -> dict[str, Any]:
+    """Arguments that are plain Python values: they belong to the model that a guide learns."""
+    return {
+        name: value
+        for name, value in bound_arguments(model, args, kwargs).arguments.items()
+        if isinstance(value, bool | int | float | str) and name not in sizes
+    }
+
+
+def _report(problems: Sequence[str]) -> ValueError:
+    lines = "\n".join(f"  - {problem}" for problem in problems)
+    return ValueError(f"AmortizedGuide cannot be built for this model:\n{lines}")
+
+
+def _seeded_run(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int
+) -> Trace:
+    with torch.no_grad(), seeded(seed):
+        return run_model(model, args, kwargs)
+
+
+class _ImproperPriors(Messenger):
+    """Gives improper sites a value, so that one run reports every problem."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(base_distribution(msg["fn"]), dist.ImproperUniform):
+            if msg["name"] not in self.names:
+                self.names.append(msg["name"])
+            transform = biject_to(msg["fn"].support)
+            msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape())))
+            msg["done"] = True
+
+    def problems(self) -> list[str]:
+        return [
+            f"site '{name}': its prior is improper and cannot be simulated. Give it a proper "
+            "stand-in, wide on the scale of the data"
+            for name in self.names
+        ]
+
+
+def _site_problems(sites: Trace, observed: tuple[str, ...], data: Mapping[str, Any]) -> list[str]:
+    problems = [
+        f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
+        for name in observed
+        if name not in sites
+    ]
+    if not observed:
+        problems.append("observed: expected at least one site name, got none")
+    if not set(sites) - set(observed):
+        problems.append("the model has no latent site: nothing is left to infer")
+    problems += [
+        f"site '{name}': carries data in this call but is not named in observed=. Name it "
+        "there, or call the model without its data"
+        for name in data
+        if name in sites and name not in observed
+    ]
+    for name, site in sites.items():
+        if isinstance(site["fn"], dist.MaskedDistribution):
+            problems.append(f"site '{name}': masked sites are not supported; drop masked rows")
+        if site["scale"] is not None and not torch.all(torch.as_tensor(site["scale"]) == 1.0):
+            problems.append(f"site '{name}': scaled sites are not supported; remove the handler")
+    return problems
+
+
+def _read_plates(
+    trace: Trace, sites: Trace, observed: tuple[str, ...]
+) -> tuple[dict[str, PlateInfo], list[str]]:
+    carried = {
+        frame.name
+        for name in observed
+        if name in sites
+        for frame in sites[name]["cond_indep_stack"]
+    }
+    plates, problems = {}, []
+    for name, site in trace.items():
+        if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
+            problems.append(
+                f"plate '{name}': subsampling ({site['args'][1]} of {site['args'][0]}) is not "
+                "supported; pass the whole data set"
+            )
+    for site in trace.values():
+        for frame in site.get("cond_indep_stack", ()):
+            info = PlateInfo(frame.name, frame.dim, frame.size, frame.name not in carried)
+            plates[frame.name] = info
+    return plates, problems
+
+
+def _site_plates(
+    site: Mapping[str, Any], plates: Mapping[str, PlateInfo], *, is_event: bool
+) -> tuple[str, ...]:
+    names = [frame.name for frame in site["cond_indep_stack"]]
+    chosen = [name for name in names if plates[name].is_event == is_event]
+    return tuple(sorted(chosen, key=lambda name: plates[name].dim))
+
+
+def _read_deterministic(site: Mapping[str, Any], plates: Mapping[str, PlateInfo]) -> SiteInfo:
+    """A deterministic site; its value need not follow the plates that it is written in."""
+    shape = tuple(site["value"].shape)
+    frames = site["cond_indep_stack"]
+    depth = max((-frame.dim for frame in frames), default=0)
+    batch = shape[:depth]
+    if len(batch) < depth or any(batch[depth + frame.dim] != frame.size for frame in frames):
+        return SiteInfo(site["name"], shape)
+    return SiteInfo(
+        site["name"],
+        shape[depth:],
+        _site_plates(site, plates, is_event=False),
+        _site_plates(site, plates, is_event=True),
+    )
+
+
+def _read_latents(
+    sites: Trace, again: Trace, observed: tuple[str, ...], plates: Mapping[str, PlateInfo]
+) -> tuple[list[SiteInfo], list[str]]:
+    infos, problems = [], []
+    for name, site in sites.items():
+        if name in observed:
+            continue
+        fn = site["fn"]
+        is_circular = isinstance(base_distribution(fn), dist.VonMises)  # its support says real
+        support = None if is_circular else read_support(fn.support)
+        event_shape = tuple(fn.event_shape)
+        if support is None:
+            problems.append(
+                f"site '{name}': a guide cannot yet map its support {fn.support} to the real "
+                f"line; supported are {SUPPORTED}"
+            )
+            continue
+        if support != read_support(again[name]["fn"].support):
+            problems.append(
+                f"site '{name}': its support changes with other latents. Write it as a "
+                "transformation of a site with a fixed support"
+            )
+        if len(fn.batch_shape) > len(site["cond_indep_stack"]) and any(
+            size > 1 for size in _uncovered(fn.batch_shape, site["cond_indep_stack"])
+        ):
+            problems.append(
+                f"site '{name}': batch shape {tuple(fn.batch_shape)} is not covered by plates. "
+                "Use a plate, or .to_event() if its elements are one vector"
+            )
+        if _bounds_ndim(support) > len(event_shape):
+            problems.append(
+                f"site '{name}': its bounds differ between plate elements. Write it as a "
+                "transformation of a site with one support for all"
+            )
+        infos.append(
+            SiteInfo(
+                name,
+                event_shape,
+                _site_plates(site, plates, is_event=False),
+                _site_plates(site, plates, is_event=True),
+                support,
+            )
+        )
+    return infos, problems
+
+
+def _uncovered(batch_shape: Sequence[int], frames: Sequence[Any]) -> list[int]:
+    dims = {frame.dim for frame in frames}
+    return [
+        size
+        for dim, size in zip(range(-len(batch_shape), 0), batch_shape, strict=True)
+        if dim not in dims
+    ]
+
+
+def _bounds_ndim(support: Support) -> int:
+    bounds = [bound for bound in (support.lower, support.upper) if bound is not None]
+    return max((np.ndim(bound) for bound in bounds), default=0)
+
+
+def _dependencies(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, set[str]]:
+    with poutine.block(), torch.no_grad(), seeded(0):
+        found = get_dependencies(model, args, dict(kwargs))["prior_dependencies"]
+    return {child: set(parents) - {child} for child, parents in found.items()}
+
+
+def _choose_parents(
+    name: str,
+    order: Sequence[str],
+    dependencies: Mapping[str, set[str]],
+    plates: Mapping[str, tuple[str, ...]],
+    parents: Parents,
+) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+    earlier = order[: order.index(name)]
+    problems = []
+    if parents != "auto" and name in parents:
+        chosen = tuple(site for site in order if site in parents[name])
+        problems += [
+            f"parents of site '{name}': '{wrong}' is not an earlier latent; these are {earlier}"
+            for wrong in parents[name]
+            if wrong not in earlier
+        ]
+    else:
+        chosen = needed_parents(name, order, dependencies)
+    problems += [
+        f"site '{name}': depends on '{site}', whose plates {list(plates[site])} are not among "
+        f"its own {list(plates[name])}; crossed plates are not supported"
+        for site in chosen
+        if not set(plates[site]) <= set(plates[name])
+    ]
+    return chosen, tuple(site for site in earlier if site not in chosen), problems
+
+
+def _read_inputs(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    inputs: InputPlates,
+    sizes: Mapping[str, str],
+    plates: Mapping[str, PlateInfo],
+) -> tuple[tuple[InputInfo, ...], list[str]]:
+    arguments = bound_arguments(model, args, kwargs).arguments
+    infos, problems = [], []
+    for name, plate in sizes.items():
+        if name not in arguments:
+            problems.append(f"sizes '{name}': the call has no such argument")
+        elif plate not in plates:
+            problems.append(f"sizes '{name}': no site is in a plate called '{plate}'")
+    for name, declared in inputs.items():
+        along = (declared,) if isinstance(declared, str) else tuple(declared or ())
+        if name not in arguments:
+            problems.append(
+                f"input '{name}': the call has no such argument; it has {list(arguments)}"
+            )
+        elif not is_array(arguments[name]):
+            problems.append(
+                f"input '{name}': expected an array, got {type(arguments[name]).__name__}"
+            )
+        elif missing := [plate for plate in along if plate not in plates]:
+            problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")
+        else:
+            shape = tuple(arguments[name].shape)
+            expected = tuple(plates[plate].size for plate in along)
+            if shape[: len(along)] != expected:
+                problems.append(
+                    f"input '{name}': expected leading shape {expected} for plates "
+                    f"{list(along)}, got shape {shape}"
+                )
+            infos.append(InputInfo(name, along, shape[len(along) :]))
+    return tuple(infos), problems
+
+
+def _reach_problems(structure: ModelStructure) -> list[str]:
+    """Local latents and inputs whose plates no chain of pooled features passes through."""
+    chains = {site.name: structure.pooling_chain(site) for site in structure.observed}
+    reachable = {plates for chain in chains.values() for plates in chain}
+    problems = [
+        f"site '{site.name}': no observed site has features on exactly its plates "
+        f"{list(site.plates)}; crossed plates are not supported"
+        for site in structure.latents
+        if site.plates not in reachable
+    ]
+    problems += [
+        f"input '{item.name}': no observed site carries its plates {list(item.plates)}"
+        for item in structure.inputs
+        if not any(set(item.plates) <= set(site.plates) for site in structure.observed)
+    ]
+    return problems

@@ -1,0 +1,586 @@
+"""Joint draws of the user's model, its joint density, and replay of given values."""
+
+from __future__ import annotations
+
+import itertools
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+Trace = dict[str, dict[str, Any]]
+_LOCATION_SCALE = (
+    dist.Normal,
+    dist.LogNormal,
+    dist.StudentT,
+    dist.Cauchy,
+    dist.Laplace,
+    dist.Logistic,
+    dist.Gumbel,
+)
+_CHECKED_ROWS = (0, 3, 7)  # of eight vectorised runs
+
+
+@dataclass(frozen=True)
+class Simulations:
+    """Joint draws of a model: named arrays, and how many runs were not finite.
+
+    Args:
+        sites: One array per sample or deterministic site, shape
+            `(num_simulations, *plates, *event)`, constrained values.
+        num_simulations: Number of runs.
+        nonfinite: For each site with NaN or infinite values, the number of such runs.
+
+    Example:
+        >>> Simulations({"z": np.zeros((4,))}, 4, {})["z"].shape
+        (4,)
+    """
+
+    sites: dict[str, Any]
+    num_simulations: int
+    nonfinite: dict[str, int]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.sites[name]
+
+    def __len__(self) -> int:
+        return self.num_simulations
+
+    def is_finite(self) -> np.ndarray:
+        """Which runs are finite at every site, shape `(num_simulations,)`."""
+        return finite_rows(self.sites).cpu().numpy()
+
+
+class _Free(Messenger):
+    """Draws observed sites; the host's `uncondition` also redraws deterministic sites."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic") and not is_factor(msg):
+            msg["is_observed"] = False
+            msg["value"] = None
+            msg["done"] = False
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A fixed torch seed inside, the outer random state untouched."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def run_model(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    values: Mapping[str, Any] | None = None,
+    batch_shape: tuple[int, ...] = (),
+    nesting: int = 0,
+) -> Trace:
+    """One run of the model with nothing observed, hidden from every outer handler.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        values: Values for some sites (constrained) in place of draws.
+        batch_shape: Sizes of plates opened to the left of the model's own.
+        nesting: Number of plate dimensions of the model.
+
+    Returns:
+        The sites by name: sample, deterministic, param and plate sites.
+    """
+    free = _Free()(model)
+    if values:
+        free = poutine.condition(free, data=dict(values))
+
+    def batched() -> None:
+        with ExitStack() as stack:
+            for axis, size in enumerate(reversed(batch_shape)):
+                name = f"_amortize_batch_{axis}"
+                stack.enter_context(pyro.plate(name, size, dim=-nesting - 1 - axis))
+            free(*args, **kwargs)
+
+    with poutine.block():
+        nodes = poutine.trace(batched).get_trace().nodes
+    return _read_nodes(nodes)
+
+
+def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
+    trace: Trace = {}
+    for name, node in nodes.items():
+        if name.startswith(("_INPUT", "_RETURN", "_amortize_batch_")):
+            continue
+        if node["type"] == "param":
+            trace[name] = dict(node)
+        elif type(node["fn"]).__name__ == "_Subsample":
+            sizes = (node["fn"].size, node["fn"].subsample_size)
+            trace[name] = {"type": "plate", "name": name, "args": sizes}
+        else:
+            frames = [
+                frame
+                for frame in node["cond_indep_stack"]
+                if not frame.name.startswith("_amortize_batch_")
+            ]
+            kind = "deterministic" if node["infer"].get("_deterministic") else "sample"
+            trace[name] = {**node, "type": kind, "cond_indep_stack": frames}
+    return trace
+
+
+def plate_sizes(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, int]:
+    """Size of every plate of a call of the model."""
+    with torch.no_grad(), seeded(0):
+        trace = run_model(model, args, kwargs)
+    return {
+        frame.name: frame.size
+        for site in trace.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+    }
+
+
+def site_values(trace: Trace) -> dict[str, Tensor]:
+    """Values of the sample and deterministic sites of a trace (`factor` sites left out)."""
+    return {
+        name: site["value"]
+        for name, site in trace.items()
+        if site["type"] == "deterministic" or (site["type"] == "sample" and not is_factor(site))
+    }
+
+
+def is_factor(site: Mapping[str, Any]) -> bool:
+    """Whether a site comes from `pyro.factor`."""
+    return site["type"] == "sample" and isinstance(base_distribution(site["fn"]), dist.Unit)
+
+
+def base_distribution(fn: Any) -> Any:
+    """A distribution without its independent, expanded and masked wrappers."""
+    wrappers = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+    return fn
+
+
+def location_scale(fn: Any) -> tuple[Tensor, Tensor] | None:
+    """Location and scale of a distribution on the unconstrained line, if it has them.
+
+    For LogNormal they belong to the logarithm, which is the unconstrained value.
+
+    Args:
+        fn: A host distribution.
+
+    Returns:
+        Two arrays that broadcast to `fn.shape()`, or None.
+    """
+    base = base_distribution(fn)
+    if isinstance(base, _LOCATION_SCALE):
+        loc, scale = base.loc, base.scale
+    elif isinstance(base, dist.MultivariateNormal):
+        loc, scale = base.loc, base.variance.sqrt()
+    else:
+        return None
+    shape = fn.shape()
+    return loc.expand(shape), scale.expand(shape)
+
+
+def log_densities(trace: Trace) -> dict[str, Tensor]:
+    """Log density of every sample site at its value, per batch element, unscaled, in nats."""
+    return {
+        name: site["fn"].log_prob(site["value"])
+        for name, site in trace.items()
+        if site["type"] == "sample"
+    }
+
+
+def vectorization_problem(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> str | None:
+    """Why the model cannot run under an outer plate, or None if it can.
+
+    Eight vectorised runs are made; three of them are repeated one by one at the same values,
+    and must give the same log densities and deterministic values. This catches reductions
+    across plates and indexing that meets the wrong axis.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+
+    Returns:
+        The reason in words, or None.
+    """
+    with torch.no_grad(), seeded(0):
+        try:
+            values, densities = _eight_runs(model, args, kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return (
+                f"it fails under an outer plate{_user_line(error, model)} ({reason}). Index with "
+                "a[..., idx] in place of a[idx], and write X @ b as (X * b.unsqueeze(-2)).sum(-1)"
+            )
+        for row in _CHECKED_ROWS:
+            own = {name: value[row] for name, value in values.items()}
+            single = run_model(model, args, kwargs, values=own)
+            computed = {**log_densities(single), **_deterministic(single)}
+            for name, expected in computed.items():
+                got = (densities if name in densities else values)[name][row]
+                if got.shape != expected.shape or not torch.allclose(
+                    got, expected, rtol=1e-3, atol=1e-4, equal_nan=True
+                ):
+                    return (
+                        f"site '{name}' mixes vectorised runs, as a sum without a dimension does. "
+                        "Name the dimension: a.sum(-1)"
+                    )
+    return None
+
+
+def _user_line(error: Exception, model: Callable[..., Any]) -> str:
+    """Where in the file of the model an error arose, in words."""
+    code = getattr(model, "__code__", None)
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if code is not None and frame.filename == code.co_filename
+    ]
+    return f" at line {lines[-1]} of {code.co_filename}" if code and lines else ""
+
+
+def _eight_runs(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    plain = run_model(model, args, kwargs)
+    shape = (_CHECKED_ROWS[-1] + 1,)
+    trace = run_model(model, args, kwargs, batch_shape=shape, nesting=_nesting(plain))
+    base = log_densities(plain)
+    densities = {
+        name: _fit(density, shape, base[name].shape)
+        for name, density in log_densities(trace).items()
+    }
+    return _natural_values(trace, plain, shape), densities
+
+
+def _deterministic(trace: Trace) -> dict[str, Tensor]:
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "deterministic"}
+
+
+def _nesting(trace: Trace) -> int:
+    return max(
+        (-frame.dim for site in trace.values() for frame in site.get("cond_indep_stack", ())),
+        default=0,
+    )
+
+
+def _fit(value: Tensor, batch_shape: Sequence[int], own_shape: Sequence[int]) -> Tensor:
+    """Drop the absent plate axes between the batch axes and a site's own axes."""
+    shape = (*batch_shape, *own_shape)
+    if value.numel() == np.prod(shape, dtype=int):
+        return value.reshape(shape)
+    missing = len(shape) - value.ndim
+    if missing < 0:  # some batch axis has length 1 and absent plate axes follow
+        own_dims = len(own_shape)
+        head = value.shape[: len(batch_shape)]
+        value = value.reshape(*head, *value.shape[value.ndim - own_dims :])
+    return value.expand(shape)
+
+
+def _natural_values(trace: Trace, plain: Trace, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
+    return {
+        name: _fit(value, batch_shape, plain[name]["value"].shape)
+        for name, value in site_values(trace).items()
+    }
+
+
+def joint_log_densities(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Any],
+    batch_dims: int,
+    *,
+    is_vectorized: bool = True,
+) -> dict[str, Tensor]:
+    """Log density of every sample site at given values of all sites, in nats.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        values: Values of all latent and observed sites, constrained, each with the same
+            `batch_dims` leading axes.
+        batch_dims: Number of leading axes of draws and data sets.
+        is_vectorized: Whether the model runs under an outer plate.
+
+    Returns:
+        One array per site, shape `(*batch, *plates)`.
+    """
+
+    def read(trace: Trace) -> dict[str, Tensor]:
+        return log_densities(trace)
+
+    return _over_rows(model, args, kwargs, values, batch_dims, read, is_vectorized=is_vectorized)
+
+
+def replay(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Any],
+    batch_dims: int,
+    *,
+    is_vectorized: bool = True,
+) -> dict[str, Tensor]:
+    """All sites of the model given some of them; the others are drawn.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        values: Values of some sites, constrained, with `batch_dims` leading axes.
+        batch_dims: Number of leading axes of draws and data sets.
+        is_vectorized: Whether the model runs under an outer plate.
+
+    Returns:
+        Values of all sample and deterministic sites, shape `(*batch, *plates, *event)`.
+    """
+    return _over_rows(
+        model, args, kwargs, values, batch_dims, site_values, is_vectorized=is_vectorized
+    )
+
+
+def conditional_location_scale(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    site: str,
+    values: Mapping[str, Any],
+    batch_dims: int,
+    *,
+    is_vectorized: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The model's own location and scale of a site given the values of earlier sites.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        site: A latent site with a location-scale distribution.
+        values: Values of the site's parents, constrained, with `batch_dims` leading axes.
+        batch_dims: Number of leading axes of draws and data sets.
+        is_vectorized: Whether the model runs under an outer plate.
+
+    Returns:
+        Location and scale, each of shape `(*batch, *plates, *event)`, unconstrained.
+    """
+
+    def read(trace: Trace) -> dict[str, Tensor]:
+        found = location_scale(trace[site]["fn"])
+        if found is None:
+            raise ValueError(_other_family(site))
+        return dict(zip(("loc", "scale"), found, strict=True))
+
+    moments = _over_rows(model, args, kwargs, values, batch_dims, read, is_vectorized=is_vectorized)
+    return moments["loc"], moments["scale"]
+
+
+def aligned_location_scale(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    site: str,
+    values: Mapping[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """The same for aligned values, in one run without outer plates, for use inside a guide.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        site: A latent site with a location-scale distribution.
+        values: Values of the site's parents, `(*batch, *aligned plates, *event)`.
+
+    Returns:
+        Location and scale in the host's layout, unconstrained.
+    """
+    found = location_scale(run_model(model, args, kwargs, values=values)[site]["fn"])
+    if found is None:
+        raise ValueError(_other_family(site))
+    return found
+
+
+def _other_family(site: str) -> str:
+    return (
+        f"site '{site}': expected the location-scale distribution that the guide was set up "
+        "with, got another family; make a new guide for this model"
+    )
+
+
+def _over_rows(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    values: Mapping[str, Any],
+    batch_dims: int,
+    read: Callable[[Trace], dict[str, Tensor]],
+    *,
+    is_vectorized: bool,
+) -> dict[str, Tensor]:
+    """Read something off runs at given values: one run under outer plates, or one a row."""
+    batch_shape = tuple(next(iter(values.values())).shape[:batch_dims])
+    if not batch_shape:
+        return read(run_model(model, args, kwargs, values=values))
+    if not is_vectorized:
+        rows = [
+            read(
+                run_model(
+                    model, args, kwargs, values={name: v[index] for name, v in values.items()}
+                )
+            )
+            for index in itertools.product(*map(range, batch_shape))
+        ]
+        return {
+            name: torch.stack([row[name] for row in rows]).reshape(
+                *batch_shape, *rows[0][name].shape
+            )
+            for name in rows[0]
+        }
+    first = {name: value[(0,) * batch_dims] for name, value in values.items()}
+    with torch.no_grad():
+        plain_trace = run_model(model, args, kwargs, values=first)
+        plain = read(plain_trace)
+    nesting = _nesting(plain_trace)
+    aligned = {}
+    for name, value in values.items():
+        event_dim = plain_trace[name]["fn"].event_dim
+        own = value.shape[batch_dims:]
+        missing = nesting - (len(own) - event_dim)
+        aligned[name] = value.reshape(*batch_shape, *(1,) * missing, *own)
+    trace = run_model(model, args, kwargs, values=aligned, batch_shape=batch_shape, nesting=nesting)
+    return {
+        name: _fit(value, batch_shape, plain[name].shape) for name, value in read(trace).items()
+    }
+
+
+@torch.no_grad()
+def simulate_rows(
+    model: Callable[..., Any],
+    num_simulations: int,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    conditional: Sequence[str] = (),
+    *,
+    nesting: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
+    """Vectorised joint draws, and the model's location and scale at some sites.
+
+    Args:
+        model: The user's model.
+        num_simulations: Number of runs.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        conditional: Sites whose conditional location and scale are returned too.
+        nesting: Number of plate dimensions of the model, if known; then only sample sites are
+            returned, at the cost of one run.
+
+    Returns:
+        Values of all sites, and `{site: (location, scale)}`; both with a leading axis of
+        length `num_simulations`.
+    """
+    batch = (num_simulations,)
+    plain = None if nesting is not None else run_model(model, args, kwargs)
+    depth = _nesting(plain) if plain is not None else nesting
+    trace = run_model(model, args, kwargs, batch_shape=batch, nesting=depth)
+    values, moments = {}, {}
+    for name, site in trace.items():
+        if site["type"] == "sample" and not is_factor(site):
+            own_dims = site["fn"].event_dim + max(
+                (-frame.dim for frame in site["cond_indep_stack"]), default=0
+            )
+            own_shape = site["value"].shape[site["value"].ndim - own_dims :]
+            values[name] = _fit(site["value"], batch, own_shape)
+            found = location_scale(site["fn"]) if name in conditional else None
+            if found is not None:
+                moments[name] = tuple(_fit(part, batch, own_shape) for part in found)
+        elif site["type"] == "deterministic" and plain is not None:
+            values[name] = _fit(site["value"], batch, plain[name]["value"].shape)
+    return values, moments
+
+
+@torch.no_grad()
+def simulate(
+    model: Callable[..., Any],
+    num_simulations: int,
+    *,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    method: Literal["auto", "vectorized", "loop"] = "auto",
+) -> Simulations:
+    """Draw joint simulations of every site of a model, data included.
+
+    One run under an outer plate, after a check that a few rows repeated one by one agree;
+    nothing is observed, whatever data the arguments hold. Use `method="loop"` for a model that
+    cannot be vectorised, one run per simulation.
+
+    Args:
+        model: A Pyro model.
+        num_simulations: Number of runs, at least 1.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        method: `"vectorized"`, `"loop"`, or `"auto"`: vectorised, and the loop with a warning
+            where the check fails.
+
+    Returns:
+        The simulations, with the number of runs that are not finite per site.
+
+    Raises:
+        ValueError: If `num_simulations` is below 1, or the check fails under `"vectorized"`.
+
+    Example:
+        >>> def model():
+        ...     return pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> simulate(model, 5)["z"].shape
+        torch.Size([5])
+    """
+    if num_simulations < 1:
+        raise ValueError(f"num_simulations: expected at least 1, got {num_simulations}")
+    kwargs = dict(kwargs or {})
+    if method != "loop":
+        problem = vectorization_problem(model, args, kwargs)
+        if problem is None:
+            return count_nonfinite(simulate_rows(model, num_simulations, args, kwargs)[0])
+        if method == "vectorized":
+            raise ValueError(f"the model cannot be vectorised: {problem}")
+        warnings.warn(
+            f"the model cannot be vectorised, so each simulation is one run: {problem}",
+            stacklevel=2,
+        )
+    runs = [site_values(run_model(model, args, kwargs)) for _ in range(num_simulations)]
+    return count_nonfinite({name: torch.stack([run[name] for run in runs]) for name in runs[0]})
+
+
+def count_nonfinite(sites: Mapping[str, Tensor]) -> Simulations:
+    """Wrap arrays of joint draws, counting the runs that are not finite at each site."""
+    num = len(next(iter(sites.values())))
+    counts = {name: int(num - finite_rows({name: value}).sum()) for name, value in sites.items()}
+    return Simulations(dict(sites), num, {name: count for name, count in counts.items() if count})
+
+
+def finite_rows(sites: Mapping[str, Any]) -> Tensor:
+    """Which leading-axis rows are finite at every site, shape `(num_rows,)`."""
+    rows = [
+        torch.isfinite(torch.as_tensor(value)).reshape(len(value), -1).all(1)
+        for value in sites.values()
+    ]
+    return torch.stack(rows).all(0)

@@ -1,0 +1,108 @@
+"""Robust location and scale of latents, data and inputs, from prior simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_amortize.structure import ModelStructure
+
+_NORMAL_IQR = 1.3489795003921634  # interquartile range of a standard normal
+
+Moments = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """Location and scale of everything that a guide reads or draws.
+
+    Args:
+        draws: For each latent its coordinates as drawn: unconstrained, after the model's own
+            conditional location and scale where the site has them.
+        parents: For each latent its unconstrained coordinates as seen by other sites.
+        data: For each observed site its flattened event.
+        inputs: For each input its flattened event.
+
+    Every entry is a pair of arrays of shape `(size,)`.
+    """
+
+    draws: Mapping[str, Moments]
+    parents: Mapping[str, Moments]
+    data: Mapping[str, Moments]
+    inputs: Mapping[str, Moments]
+
+    def vector(self) -> Tensor:
+        """All constants in one vector, in the order of the structure."""
+        pairs = [
+            pair
+            for group in (self.draws, self.parents, self.data, self.inputs)
+            for pair in group.values()
+        ]
+        return torch.cat([array.reshape(-1) for pair in pairs for array in pair])
+
+    @classmethod
+    def from_vector(cls, structure: ModelStructure, vector: Tensor) -> Standardisation:
+        """The inverse of `vector`.
+
+        Args:
+            structure: The structure of the model.
+            vector: Shape `(standardisation_size(structure),)`.
+
+        Returns:
+            The constants by site.
+        """
+        start = 0
+        groups: list[dict[str, Moments]] = []
+        for sizes in _sizes(structure):
+            group = {}
+            for name, size in sizes.items():
+                middle, end = start + size, start + 2 * size
+                group[name] = (vector[start:middle], vector[middle:end])
+                start = end
+            groups.append(group)
+        return cls(*groups)
+
+
+def standardisation_size(structure: ModelStructure) -> int:
+    """Length of the vector of constants."""
+    return sum(2 * size for sizes in _sizes(structure) for size in sizes.values())
+
+
+def _sizes(structure: ModelStructure) -> list[dict[str, int]]:
+    latents = {site.name: structure.unconstrained_size(site) for site in structure.latents}
+    data = {site.name: int(np.prod(site.event_shape)) for site in structure.observed}
+    inputs = {item.name: int(np.prod(item.event_shape)) for item in structure.inputs}
+    return [latents, latents, data, inputs]
+
+
+def robust_moments(name: str, arrays: Sequence[Tensor]) -> Moments:
+    """Median and interquartile range / 1.349 of each coordinate, over all other axes.
+
+    Quantiles survive the heavy tails that ruin moments. A coordinate whose quartiles agree
+    falls back to its standard deviation, and a constant one to scale 1.
+
+    Args:
+        name: Name of the site or input, for errors.
+        arrays: Tensors of shape `(..., size)`; rows that are not finite are left out.
+
+    Returns:
+        Location and scale, each of shape `(size,)`.
+
+    Raises:
+        ValueError: If no row is finite.
+    """
+    flat = [array.detach().reshape(-1, array.shape[-1]) for array in arrays]
+    device, rows = flat[0].device, torch.cat(flat).cpu().numpy()  # torch.quantile has a size limit
+    rows = rows[np.all(np.isfinite(rows), axis=1)]
+    if not len(rows):
+        raise ValueError(f"site '{name}': no simulation is finite; check the model's priors")
+    lower, loc, upper = np.quantile(rows, [0.25, 0.5, 0.75], axis=0)
+    scale = (upper - lower) / _NORMAL_IQR
+    scale = np.where(scale > 0, scale, np.std(rows, axis=0))
+    scale = np.where(scale > 0, scale, 1.0)
+    options = {"dtype": torch.get_default_dtype(), "device": device}
+    return torch.as_tensor(loc, **options), torch.as_tensor(scale, **options)

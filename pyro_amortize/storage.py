@@ -1,0 +1,209 @@
+"""Saving and loading: one safetensors file with a JSON header, never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from os import PathLike
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from pyro_amortize import densities as density_families
+from pyro_amortize import embeddings as embedding_families
+from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.guides.amortized import PARAMS, STANDARDISATION
+from pyro_amortize.history import TrainingHistory
+from pyro_amortize.reading import read_structure
+from pyro_amortize.standardisation import Standardisation
+from pyro_amortize.structure import ModelStructure
+
+FORMAT = "amortize-guide"
+FORMAT_VERSION = 1
+
+
+def save_guide(
+    path: str | PathLike[str],
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
+    history: TrainingHistory | None,
+) -> None:
+    """Write a guide to a file that both packages read.
+
+    Args:
+        path: The file.
+        guide: The guide, set up.
+        params: Its parameters.
+        history: What happened in training, or None.
+    """
+    constants = np.asarray(params[STANDARDISATION])
+    tensors = {"standardisation": constants[1:] / constants[0]}
+    for name, value in params[PARAMS].items():
+        tensors[f"guide.{name}"] = np.asarray(value)
+    for name in params.keys() - {PARAMS, STANDARDISATION}:
+        tensors[f"model.{name}"] = np.asarray(params[name])
+    call = _encode_call(guide.setup_call, tensors)
+    embeddings, densities = guide.specifications(guide.structure)
+    header = {
+        "version": FORMAT_VERSION,
+        "structure": guide.structure.to_dict(),
+        "observed": list(guide.observed),
+        "inputs": {
+            name: list(plates) if isinstance(plates, tuple | list) else plates
+            for name, plates in guide.inputs.items()
+        },
+        "sizes": guide.sizes,
+        "embedding": {name: _encode_spec(spec) for name, spec in embeddings.items()},
+        "densities": {name: _encode_spec(spec) for name, spec in densities.items()},
+        "call": call,
+        "history": history and history.to_dict(),
+    }
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(contiguous, path, metadata={"format": FORMAT, "header": json.dumps(header)})
+
+
+def load_guide(
+    path: str | PathLike[str], model: Callable[..., Any], *, embedding: Any, densities: Any
+) -> tuple[AmortizedGuide, dict[str, Any], TrainingHistory | None]:
+    """Read a guide, its parameters and history from a file of `save_guide`.
+
+    Args:
+        path: The file.
+        model: The model that the guide was trained for.
+        embedding: Specification of an embedding that is not of this package, or None.
+        densities: Specification of densities that are not of this package, or None.
+
+    Returns:
+        The guide, its parameters under the host's names, and the history.
+
+    Raises:
+        ValueError: If the file is not of this format, is newer, or belongs to another model.
+    """
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path}: expected a file written by AmortizedPosterior.save")
+        header = json.loads(metadata["header"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if header["version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: written in format {header['version']}, this version reads up to "
+            f"{FORMAT_VERSION}; install a newer pyro-amortize"
+        )
+    guide = AmortizedGuide(
+        model,
+        observed=header["observed"],
+        inputs=header["inputs"],
+        sizes=header["sizes"],
+        embedding=embedding or _decode_specs(header["embedding"], embedding_families, "embedding"),
+        densities=densities or _decode_specs(header["densities"], density_families, "densities"),
+    )
+    structure = ModelStructure.from_dict(header["structure"])
+    if header["call"] is not None:
+        args, kwargs = _decode_call(header["call"], tensors)
+        _check_model(path, guide, structure, args, kwargs)
+        guide.setup_call = (args, kwargs)
+    constants = jnp.asarray(tensors["standardisation"])
+    guide.build(structure, Standardisation.from_vector(structure, constants))
+    params: dict[str, Any] = guide.init_params()
+    expected = params[PARAMS]
+    found = {
+        name.removeprefix("guide."): jnp.asarray(value)
+        for name, value in tensors.items()
+        if name.startswith("guide.")
+    }
+    if {k: jnp.shape(v) for k, v in found.items()} != {
+        k: jnp.shape(v) for k, v in expected.items()
+    }:
+        raise ValueError(
+            f"{path}: the weights do not fit the networks; pass the embedding= and densities= "
+            "with which the guide was trained"
+        )
+    params[PARAMS] = {name: found[name] for name in expected}
+    for name, value in tensors.items():
+        if name.startswith("model."):
+            params[name.removeprefix("model.")] = jnp.asarray(value)
+    history = header["history"] and TrainingHistory.from_dict(header["history"])
+    return guide, params, history
+
+
+def _check_model(
+    path: str | PathLike[str],
+    guide: AmortizedGuide,
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    try:
+        now = read_structure(
+            guide.model,
+            args,
+            kwargs,
+            observed=guide.observed,
+            inputs=guide.inputs,
+            sizes=guide.sizes,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: belongs to another model than the given one: {error}") from error
+    differences = structure.differences(now)
+    if differences:
+        lines = "\n".join(f"  - {difference}" for difference in differences)
+        raise ValueError(f"{path}: belongs to another model than the given one:\n{lines}")
+
+
+def _encode_spec(spec: Any) -> dict[str, Any]:
+    return {"type": type(spec).__name__, "options": asdict(spec)}
+
+
+def _decode_specs(specs: Mapping[str, Any], families: Any, argument: str) -> dict[str, Any]:
+    decoded = {}
+    for site, spec in specs.items():
+        family = getattr(families, spec["type"], None)
+        if family is None:
+            raise ValueError(
+                f"site '{site}': was trained with {spec['type']}, which is not of this package; "
+                f"pass {argument}= as in training"
+            )
+        options = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in spec["options"].items()
+        }
+        decoded[site] = family(**options)
+    return decoded
+
+
+def _encode_call(
+    call: tuple[tuple[Any, ...], Mapping[str, Any]], tensors: dict[str, np.ndarray]
+) -> dict[str, Any] | None:
+    """The set-up call in JSON, its arrays among the tensors; None if it holds other objects."""
+    arrays: dict[str, np.ndarray] = {}
+
+    def encode(value: Any, name: str) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return {"value": value}
+        arrays[name] = np.asarray(value)
+        return {"tensor": name}
+
+    args, kwargs = call
+    encoded = {
+        "args": [encode(value, f"call.{i}") for i, value in enumerate(args)],
+        "kwargs": {name: encode(value, f"call.{name}") for name, value in kwargs.items()},
+    }
+    if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+        return None
+    tensors.update(arrays)
+    return encoded
+
+
+def _decode_call(
+    encoded: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode(item: Mapping[str, Any]) -> Any:
+        return item["value"] if "value" in item else jnp.asarray(tensors[item["tensor"]])
+
+    args = tuple(decode(item) for item in encoded["args"])
+    return args, {name: decode(item) for name, item in encoded["kwargs"].items()}

@@ -1,0 +1,219 @@
+"""What a guide needs to know of a model: sites, supports, plates, order and parents."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pyro_amortize.ordering import pooling_chain
+from pyro_amortize.supports import Support, event_size
+
+
+@dataclass(frozen=True)
+class PlateInfo:
+    """A plate that stays a plate in the guide, or one folded into events.
+
+    Args:
+        name: Name of the plate.
+        dim: Its batch dimension, negative.
+        size: Its size in the call that the structure was read from.
+        is_event: Whether no observed site carries it, so that it is an event dimension of
+            fixed size.
+    """
+
+    name: str
+    dim: int
+    size: int
+    is_event: bool = False
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """One latent or observed site.
+
+    Args:
+        name: Name of the site.
+        event_shape: Event shape of the site in the model.
+        plates: Plates that stay plates in the guide, sorted by dimension.
+        event_plates: Plates that become event dimensions, sorted by dimension.
+        support: Support of a latent site; plays no part at other sites.
+        parents: Latent sites whose values the guide's factor of this site reads.
+        pruned: Earlier latents that it does not need.
+        is_conditional: Whether its values are standardised by the model's own location and
+            scale given its parents.
+        is_own_row: Whether, given its parents, only data of its own plate elements matter.
+        is_discrete: Whether an observed site has a discrete support.
+    """
+
+    name: str
+    event_shape: tuple[int, ...]
+    plates: tuple[str, ...] = ()
+    event_plates: tuple[str, ...] = ()
+    support: Support = Support("real")
+    parents: tuple[str, ...] = ()
+    pruned: tuple[str, ...] = ()
+    is_conditional: bool = False
+    is_own_row: bool = False
+    is_discrete: bool = False
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """A model argument that is a covariate.
+
+    Args:
+        name: Name of the argument.
+        plates: Plates that its leading dimensions follow.
+        event_shape: Its remaining shape.
+    """
+
+    name: str
+    plates: tuple[str, ...]
+    event_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelStructure:
+    """All that a guide takes from a model, without host objects, so that it can be saved.
+
+    Args:
+        latents: Latent sites in guide order.
+        observed: Observed sites in model order.
+        inputs: Declared covariates.
+        plates: Every plate of the model by name.
+        deterministic: Deterministic sites in model order.
+        factors: `factor` sites, which only bounds that score the model can train.
+        settings: Model arguments that are plain Python values, fixed with the structure.
+
+    Example:
+        >>> structure = ModelStructure(latents=(), observed=(SiteInfo("y", ()),))
+        >>> structure.max_plate_nesting
+        0
+    """
+
+    latents: tuple[SiteInfo, ...]
+    observed: tuple[SiteInfo, ...]
+    inputs: tuple[InputInfo, ...] = ()
+    plates: dict[str, PlateInfo] = field(default_factory=dict)
+    deterministic: tuple[SiteInfo, ...] = ()
+    factors: tuple[SiteInfo, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def max_plate_nesting(self) -> int:
+        """Number of aligned plate dimensions."""
+        return max((-plate.dim for plate in self.plates.values()), default=0)
+
+    def site(self, name: str) -> SiteInfo:
+        """The site called `name`, whatever its role."""
+        sites = (*self.latents, *self.observed, *self.deterministic, *self.factors)
+        return next(site for site in sites if site.name == name)
+
+    def unconstrained_size(self, site: SiteInfo) -> int:
+        """Number of unconstrained coordinates of one latent event, event plates included."""
+        folded = math.prod(self.plates[plate].size for plate in site.event_plates)
+        return folded * event_size(site.support, site.event_shape)
+
+    def pooling_chain(self, site: SiteInfo) -> tuple[tuple[str, ...], ...]:
+        """Plate sets at which features of an observed site exist, widest first."""
+        dims = {name: plate.dim for name, plate in self.plates.items()}
+        return pooling_chain(site.plates, [latent.plates for latent in self.latents], dims)
+
+    def context_levels(self, site: SiteInfo, observed: SiteInfo) -> tuple[bool, ...]:
+        """For each level of an observed site's chain whether a latent's context has it.
+
+        A latent reads the features of its own plates and of every set inside them; given all
+        its parents, those of its own plates alone are enough and generalise better.
+        """
+        own = set(site.plates)
+        return tuple(
+            set(plates) == own if site.is_own_row else set(plates) <= own
+            for plates in self.pooling_chain(observed)
+        )
+
+    def local_plates(self) -> tuple[str, ...]:
+        """Plates shared by all latents that are in a plate: elements over which they split."""
+        local = [set(site.plates) for site in self.latents if site.plates]
+        shared = set.intersection(*local) if local else set()
+        return tuple(sorted(shared, key=lambda name: self.plates[name].dim))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> ModelStructure:
+        """The inverse of `to_dict`."""
+
+        def site(item: dict[str, Any]) -> SiteInfo:
+            support = Support.from_dict(item["support"])
+            lists = ("event_shape", "plates", "event_plates", "parents", "pruned")
+            return SiteInfo(
+                **{**item, **{key: tuple(item[key]) for key in lists}, "support": support}
+            )
+
+        return cls(
+            latents=tuple(site(item) for item in state["latents"]),
+            observed=tuple(site(item) for item in state["observed"]),
+            inputs=tuple(
+                InputInfo(item["name"], tuple(item["plates"]), tuple(item["event_shape"]))
+                for item in state["inputs"]
+            ),
+            plates={name: PlateInfo(**item) for name, item in state["plates"].items()},
+            deterministic=tuple(site(item) for item in state["deterministic"]),
+            factors=tuple(site(item) for item in state["factors"]),
+            settings=dict(state["settings"]),
+        )
+
+    def differences(self, other: ModelStructure) -> list[str]:
+        """What makes `other` a different model for a guide built on `self`, in words.
+
+        Sizes of plates and plain settings may differ from call to call and are compared
+        elsewhere; sites, events, supports, plates and inputs may not.
+        """
+        found = []
+        for role in ("latents", "observed", "inputs"):
+            mine = {item.name: item for item in getattr(self, role)}
+            theirs = {item.name: item for item in getattr(other, role)}
+            for name in sorted(mine.keys() ^ theirs.keys()):
+                where = "only in the guide's model" if name in mine else "only in this model"
+                found.append(f"{role} '{name}': {where}")
+            for name in sorted(mine.keys() & theirs.keys()):
+                if mine[name] != theirs[name]:
+                    found.append(f"{role} '{name}': expected {mine[name]}, got {theirs[name]}")
+        for name in sorted(self.plates.keys() ^ other.plates.keys()):
+            found.append(f"plate '{name}': in one of the two models only")
+        for name in sorted(self.plates.keys() & other.plates.keys()):
+            own, given = self.plates[name], other.plates[name]
+            if (own.dim, own.is_event) != (given.dim, given.is_event):
+                found.append(f"plate '{name}': expected {own}, got {given}")
+            elif own.is_event and own.size != given.size:
+                found.append(
+                    f"plate '{name}': no observed site carries it, so its size is fixed; "
+                    f"expected {own.size}, got {given.size}"
+                )
+        return found
+
+    def __str__(self) -> str:
+        lines = ["latent sites, in the order in which the guide draws them:"]
+        for site in self.latents:
+            given = ", ".join((*site.parents, *(observed.name for observed in self.observed)))
+            text = f"  {site.name}{self._shape_text(site)} | {given}"
+            if site.is_own_row:
+                text += " (own rows)"
+            if site.pruned:
+                text += f"   (not needed: {', '.join(site.pruned)})"
+            lines.append(text)
+        lines.append("observed sites and inputs:")
+        lines += [f"  {site.name}{self._shape_text(site)}" for site in self.observed]
+        lines += [f"  {item.name} (input) {list(item.plates)}" for item in self.inputs]
+        return "\n".join(lines)
+
+    def _shape_text(self, site: SiteInfo) -> str:
+        text = f" {list(site.plates)}" if site.plates else ""
+        if site.event_plates:
+            text += f" event over plate {list(site.event_plates)}"
+        if site.event_shape:
+            text += f" event {site.event_shape}"
+        return text

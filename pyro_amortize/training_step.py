@@ -1,0 +1,183 @@
+"""One compiled optimiser step, many at a time, and what went wrong when a loss is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to, constraints
+from numpyro.infer.elbo import ELBO
+
+from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.guides.amortized import STANDARDISATION
+from pyro_amortize.objectives import NPE
+from pyro_amortize.simulate import log_densities, run_model
+
+_CLIP_NORM = 5.0
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+State = tuple[dict[str, Any], Any]
+
+
+class TrainingStep:
+    """The optimiser step of one guide, model and objective.
+
+    Args:
+        model: The model.
+        guide: The guide, set up.
+        objective: The objective.
+        call: Arguments of the model.
+        optimizer: An optax optimiser, or None for Adam with a cosine-decayed rate.
+        learning_rate: Initial rate of the default optimiser.
+        num_steps: Number of steps of the decay.
+        params: Parameters to start from, or None.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AmortizedGuide,
+        objective: ELBO,
+        call: Call,
+        *,
+        optimizer: optax.GradientTransformation | None,
+        learning_rate: float,
+        num_steps: int,
+        params: Mapping[str, Any] | None,
+    ) -> None:
+        self.model, self.guide, self.objective = model, guide, objective
+        if optimizer is None:
+            optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+        self.optimizer = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), optimizer)
+        self._transforms: dict[str, Any] = {}
+        start = guide.init_params()
+        for name, (value, constraint) in _model_params(model, call).items():
+            self._transforms[name] = biject_to(constraint)
+            start[name] = value
+        start |= dict(params or {})
+        # Neither the standardisation nor, under NPE, parameters of the model are trained.
+        frozen = {STANDARDISATION} | (set(self._transforms) if self.is_npe else set())
+        self._constants = {name: start[name] for name in frozen}
+        free = {
+            name: self._transforms[name].inv(value) if name in self._transforms else value
+            for name, value in start.items()
+            if name not in frozen
+        }
+        self.initial: State = (free, self.optimizer.init(free))
+        self._advance = eqx.filter_jit(self._scan)
+        self._held_out = eqx.filter_jit(self._mean_held_out)
+
+    @property
+    def is_npe(self) -> bool:
+        """Whether the objective simulates."""
+        return isinstance(self.objective, NPE)
+
+    def params(self, state: State) -> dict[str, Any]:
+        """Constrained parameters under the host's names."""
+        return self._constrain(state[0])
+
+    def advance(self, state: State, keys: Array, call: Call) -> tuple[State, np.ndarray, int]:
+        """As many steps as there are keys; their losses, and the simulations left out."""
+        state, (losses, counts) = self._advance(state, keys, call)
+        return state, np.asarray(losses), int(np.sum(counts))
+
+    def held_out_loss(self, state: State, keys: Array, call: Call) -> float:
+        """Mean loss over fixed keys, on simulations that training does not see."""
+        return float(self._held_out(state, keys, call))
+
+    def explain(self, state: State, keys: Array, call: Call, first_step: int) -> str:
+        """Repeat steps until the loss is not finite; name that step and the sites."""
+        offset, key = 0, keys[0]
+        while True:
+            after, losses, _ = self.advance(state, key[None], call)
+            if not np.all(np.isfinite(losses)) or offset + 1 == len(keys):
+                break
+            state, offset = after, offset + 1
+            key = keys[offset]
+        args, kwargs = call
+        params = self.params(state)
+        if self.is_npe:
+            terms = self.objective.site_losses(key, params, self.model, self.guide, *args, **kwargs)
+        else:
+            terms = _site_densities(self.model, self.guide, params, key, call)
+        bad = [name for name, term in terms.items() if not np.all(np.isfinite(term))]
+        return (
+            f"step {first_step + offset + 1}: the loss is not finite, at sites {bad}. Look for "
+            "draws or data at the edge of a support and for simulations that overflow; a lower "
+            "learning_rate helps if the networks diverge"
+        )
+
+    def _constrain(self, free: Mapping[str, Any]) -> dict[str, Any]:
+        trained = {
+            name: self._transforms[name](value) if name in self._transforms else value
+            for name, value in free.items()
+        }
+        return trained | self._constants
+
+    def _loss(self, free: dict[str, Any], key: Array, call: Call) -> tuple[Array, Array]:
+        args, kwargs = call
+        params = self._constrain(free)
+        if self.is_npe:
+            return self.objective.loss_and_count(
+                key, params, self.model, self.guide, *args, **kwargs
+            )
+        loss = self.objective.loss(key, params, self.model, self.guide, *args, **kwargs)
+        return loss, jnp.zeros((), int)
+
+    def _scan(self, state: State, keys: Array, call: Call) -> tuple[State, tuple[Array, Array]]:
+        def one(state: State, key: Array) -> tuple[State, tuple[Array, Array]]:
+            free, optimizer_state = state
+            (loss, count), gradient = jax.value_and_grad(self._loss, has_aux=True)(free, key, call)
+            updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, free)
+            return (optax.apply_updates(free, updates), optimizer_state), (loss, count)
+
+        return jax.lax.scan(one, state, keys)
+
+    def _mean_held_out(self, state: State, keys: Array, call: Call) -> Array:
+        args, kwargs = call
+        loss = self.objective.held_out_loss if self.is_npe else self.objective.loss
+        params = self._constrain(state[0])
+        return jnp.mean(
+            jax.vmap(lambda key: loss(key, params, self.model, self.guide, *args, **kwargs))(keys)
+        )
+
+
+def _model_params(
+    model: Callable[..., Any], call: Call
+) -> dict[str, tuple[Any, constraints.Constraint]]:
+    """Value and constraint of the model's `param` sites."""
+    trace = run_model(model, *call, jax.random.key(0))
+    return {
+        name: (site["value"], site["kwargs"].get("constraint", constraints.real))
+        for name, site in trace.items()
+        if site["type"] == "param"
+    }
+
+
+def _site_densities(
+    model: Callable[..., Any],
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
+    key: Array,
+    call: Call,
+) -> dict[str, Array]:
+    """Log densities of one guide draw by site, for the error message."""
+    args, kwargs = call
+    with handlers.block():
+        seeded = handlers.substitute(handlers.seed(guide, key), data=dict(params))
+        guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
+        replayed = handlers.replay(handlers.seed(model, key), guide_trace)
+        model_trace = handlers.trace(handlers.substitute(replayed, data=dict(params))).get_trace(
+            *args, **kwargs
+        )
+    found = log_densities(guide_trace)
+    for name, density in log_densities(model_trace).items():
+        found[name] = jnp.sum(density) + jnp.sum(found.get(name, 0.0))
+    return found
