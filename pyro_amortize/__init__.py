@@ -1,0 +1,28 @@
+"""Amortized guides for Pyro: one network that answers with a posterior for any data set."""
+
+from pyro_amortize.densities import NormalDensity, SplineFlowDensity
+from pyro_amortize.embeddings import PlateEmbedding
+from pyro_amortize.fit import fit
+from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.history import TrainingHistory
+from pyro_amortize.importance import ImportanceSamples
+from pyro_amortize.objectives import NPE
+from pyro_amortize.posterior import AmortizedPosterior, Posterior
+from pyro_amortize.simulate import Simulations, simulate
+from pyro_amortize.structure import ModelStructure
+
+__all__ = [
+    "NPE",
+    "AmortizedGuide",
+    "AmortizedPosterior",
+    "ImportanceSamples",
+    "ModelStructure",
+    "NormalDensity",
+    "PlateEmbedding",
+    "Posterior",
+    "Simulations",
+    "SplineFlowDensity",
+    "TrainingHistory",
+    "fit",
+    "simulate",
+]

@@ -6,11 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-import optax
-from jax import Array
-from numpyro.infer.elbo import ELBO
+from pyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from pyro_amortize.guides import AmortizedGuide
@@ -19,10 +16,10 @@ from pyro_amortize.objectives import NPE
 from pyro_amortize.objectives.npe import nonfinite_message
 from pyro_amortize.posterior import AmortizedPosterior
 from pyro_amortize.simulate import plate_sizes, simulate
-from pyro_amortize.training_step import Call, TrainingStep
+from pyro_amortize.training_step import Call, MakeOptimizer, TrainingStep
 
 _NUM_REPORTS = 50
-_HELD_OUT_KEYS = 8
+_HELD_OUT_SEEDS = range(1000, 1008)
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
 _CHECKED_SIMULATIONS = 1000
 
@@ -36,14 +33,12 @@ def fit(
     kwargs: Mapping[str, Any] | None = None,
     num_steps: int = 3000,
     learning_rate: float = 1e-3,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: MakeOptimizer | None = None,
     progress_bar: bool = True,
-    rng_key: Array | None = None,
-    params: Mapping[str, Any] | None = None,
 ) -> AmortizedPosterior:
     """Train a guide and return the posterior for every data set.
 
-    Adam with a cosine-decayed rate and gradients clipped to global norm 5, in compiled scans.
+    Adam with a cosine-decayed rate and gradients clipped to global norm 5, in a lean loop.
     Use any objective: `NPE()` on simulations, or a bound of the host such as `Trace_ELBO()` on
     the data in `args`. Everything is drawn anew at each step, so more steps never overfit,
     except with a fixed bank of simulations.
@@ -56,11 +51,9 @@ def fit(
         kwargs: Keyword arguments of the model.
         num_steps: Number of optimiser steps.
         learning_rate: Initial rate of the default optimiser.
-        optimizer: An optax optimiser in place of the default one; gradients are still clipped
-            and the standardisation is left out of it.
+        optimizer: Makes a torch optimiser from parameters, in place of the default one, such as
+            `partial(torch.optim.AdamW, lr=1e-3)`; gradients are still clipped.
         progress_bar: Whether to show a bar with the loss and simulations per second.
-        rng_key: Key of everything random; `jax.random.key(0)` if None.
-        params: Parameters to start from, such as those of an earlier `fit`.
 
     Returns:
         The trained posterior, with its history.
@@ -70,30 +63,28 @@ def fit(
         FloatingPointError: If the loss is not finite, naming the step and the sites.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> import numpyro
-        >>> import numpyro.distributions as dist
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> import torch
         >>> def model(y=None):
-        ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-        ...     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
         >>> guide = AmortizedGuide(model, observed="y")
         >>> amortized = fit(model, guide, NPE(), num_steps=2, progress_bar=False)
-        >>> amortized.at(y=jnp.array(0.5)).sample(3)["z"].shape
-        (3,)
+        >>> amortized.at(y=torch.tensor(0.5)).sample(3)["z"].shape
+        torch.Size([3])
     """
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     start = time.perf_counter()
-    key = jax.random.key(0) if rng_key is None else rng_key
-    key, held_out_key, argument_key = jax.random.split(key, 3)
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]
     is_npe = isinstance(objective, NPE)
     draw_call = objective.draw_arguments if is_npe and objective.model_args else None
     if draw_call:
-        calls = [draw_call(each) for each in jax.random.split(argument_key, _ARGUMENT_DRAWS)]
+        calls = [draw_call() for _ in range(_ARGUMENT_DRAWS)]
         objective = objective.with_fixed_arguments()
     guide.setup_over(calls)
-    if is_npe and objective.simulations is None:
+    if is_npe and objective.simulations is None and guide.is_vectorized:
         _check_simulations(model, objective, calls[0])
     step = TrainingStep(
         model,
@@ -103,44 +94,36 @@ def fit(
         optimizer=optimizer,
         learning_rate=learning_rate,
         num_steps=num_steps,
-        params=params,
     )
-    state = step.initial
 
-    keys = jax.random.split(key, num_steps)
-    chunk = 1 if draw_call else max(num_steps // _NUM_REPORTS, 1)
     report_every = max(num_steps // _NUM_REPORTS, 1)
-    held_out_keys = jax.random.split(held_out_key, _HELD_OUT_KEYS)
     per_step = objective.num_simulations if is_npe else 0
     losses, num_nonfinite, held_out = [], 0, []
     seen: dict[tuple[Any, ...], dict[str, int]] = {}
     last_done, last_time = 0, time.perf_counter()
     with tqdm(total=num_steps, disable=not progress_bar, unit="step") as bar:
-        for first in range(0, num_steps, chunk):
-            own_keys = keys[first : first + chunk]
-            call = draw_call(jax.random.fold_in(own_keys[0], 1)) if draw_call else calls[0]
+        for done in range(1, num_steps + 1):
+            call = draw_call() if draw_call else calls[0]
             if _shapes(call) not in seen:
                 seen[_shapes(call)] = plate_sizes(model, *call)
-            before = state
-            state, own_losses, count = step.advance(state, own_keys, call)
-            if not np.all(np.isfinite(own_losses)):
-                raise FloatingPointError(step.explain(before, own_keys, call, first))
-            losses.append(own_losses)
+            loss, count = step.advance(call)
+            if not np.isfinite(loss):
+                raise FloatingPointError(step.explain(call, done))
+            losses.append(loss)
             num_nonfinite += count
-            done = first + len(own_keys)
-            if done == num_steps or done // report_every > first // report_every:
-                value = step.held_out_loss(state, held_out_keys, calls[0])
+            if done == num_steps or done % report_every == 0:
+                value = step.held_out_loss(_HELD_OUT_SEEDS, calls[0])
                 held_out.append((done, value))
-                text = f"loss {own_losses[-1]:.3f}, held-out {value:.3f}"
+                text = f"loss {loss:.3f}, held-out {value:.3f}"
                 if per_step:
                     now = time.perf_counter()
                     rate = per_step * (done - last_done) / (now - last_time)
                     text += f", {rate:,.0f} simulations/s"
                     last_done, last_time = done, now
                 bar.set_postfix_str(text, refresh=False)
-            bar.update(len(own_keys))
+            bar.update()
     history = TrainingHistory(
-        losses=np.concatenate(losses),
+        losses=np.array(losses),
         held_out_steps=np.array([done for done, _ in held_out]),
         held_out_losses=np.array([value for _, value in held_out]),
         num_simulations=per_step * num_steps,
@@ -154,7 +137,7 @@ def fit(
             for plate in guide.structure.plates
         },
     )
-    return AmortizedPosterior(model, guide, params=step.params(state), history=history)
+    return AmortizedPosterior(model, guide, history=history)
 
 
 def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) -> None:
@@ -166,7 +149,9 @@ def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) ->
 
 
 def _shapes(call: Call) -> tuple[Any, ...]:
-    """What distinguishes calls that need their own compilation."""
+    """What distinguishes calls of different sizes."""
+    args, kwargs = call
     return tuple(
-        np.shape(leaf) if hasattr(leaf, "shape") else leaf for leaf in jax.tree.leaves(call)
+        tuple(value.shape) if hasattr(value, "shape") else value
+        for value in (*args, *kwargs.values())
     )

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
+import torch
+from torch import Tensor
 
 from amortize_diagnostics import (
     ImportanceSummary,
@@ -71,13 +69,11 @@ class ImportanceSamples:
 
 def importance_samples(
     guide: AmortizedGuide,
-    params: Mapping[str, Any],
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    observations: Mapping[str, Array],
+    observations: Mapping[str, Tensor],
     num_samples: int,
     num_local_samples: int,
     batch_dims: int,
-    rng_key: Array,
 ) -> ImportanceSamples:
     """Draw from the guide and weigh the draws by the model's joint density.
 
@@ -89,13 +85,11 @@ def importance_samples(
 
     Args:
         guide: The guide.
-        params: Its parameters.
         call: Arguments of the model.
         observations: Data by site, with `batch_dims` (0 or 1) leading axes.
         num_samples: Number of draws of the global latents.
         num_local_samples: Number of draws of the local latents for each.
         batch_dims: Number of leading axes of data sets.
-        rng_key: Key of the draws.
 
     Returns:
         The weighted draws.
@@ -104,13 +98,13 @@ def importance_samples(
     shared = structure.local_plates()
     num_local = num_local_samples if shared else 1
     draws, global_weights, local_weights = _draw(
-        guide, params, call, observations, num_samples, num_local, batch_dims, rng_key
+        guide, call, observations, num_samples, num_local, batch_dims
     )
-    log_weights = np.asarray(global_weights, float)
-    samples = {name: np.asarray(value) for name, value in draws.items()}
+    log_weights = global_weights.cpu().numpy().astype(float)
+    samples = {name: value.cpu().numpy() for name, value in draws.items()}
     if shared:
-        seed = int(jax.random.bits(jax.random.fold_in(rng_key, 1)))
-        local = np.asarray(local_weights, float)
+        seed = int(torch.randint(2**31, ()))
+        local = local_weights.cpu().numpy().astype(float)
         log_weights = marginalise_local_weights(log_weights, local)
         chosen = choose_local_draws(local, np.random.default_rng(seed))
         for site in structure.latents:
@@ -119,105 +113,118 @@ def importance_samples(
     return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
 
 
-@eqx.filter_jit
+@torch.no_grad()
 def _draw(
     guide: AmortizedGuide,
-    params: Mapping[str, Any],
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    observations: Mapping[str, Array],
+    observations: Mapping[str, Tensor],
     num_samples: int,
     num_local: int,
     batch_dims: int,
-    rng_key: Array,
-) -> tuple[dict[str, Array], Array, Array]:
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Draws, global log weights `(S, [N])` and local log weights `(K, S, [N], E)`.
 
-    Global sites have shape `(S, [N], ...)`, local ones `(K, S, [N], ...)`.
+    Global sites have shape `(S, [N], ...)`, local ones `(K, S, [N], ...)`. All draws are made
+    in blocks of rows that fit in memory.
     """
     structure = guide.structure
     shared = structure.local_plates()
-
-    def one_draw(key: Array, data: Mapping[str, Array]) -> tuple[dict[str, Array], Array, Array]:
-        first, _ = guide.draw(params, *call, data, rng_key=key)
-        fixed = {site.name: first[site.name] for site in structure.latents if not site.plates}
-
-        def one_local(own: Array) -> tuple[dict[str, Array], Array, Array]:
-            latents, log_q = guide.draw(params, *call, data, given=fixed, rng_key=own)
-            log_p = joint_log_densities(guide.model, *call, {**latents, **data}, 0)
-            weights = [
-                split_density(structure, name, density, shared)
-                for name, density in [*log_p.items(), *((n, -d) for n, d in log_q.items())]
-            ]
-            whole = jnp.sum(jnp.stack([part for part, _ in weights]))
-            elements = jnp.broadcast_arrays(*(part for _, part in weights))
-            return latents, whole, jnp.sum(jnp.stack(elements), axis=0)
-
-        keys = jax.random.split(jax.random.fold_in(key, 1), num_local)
-        latents, whole, elements = jax.vmap(one_local)(keys)
-        latents = {
-            site.name: latents[site.name] if site.plates and shared else latents[site.name][0]
-            for site in structure.latents
-        }
-        return latents, whole[0], elements
-
-    def one_data_set(
-        data: Mapping[str, Array], key: Array
-    ) -> tuple[dict[str, Array], Array, Array]:
-        rows = num_local * max(_num_elements(guide, data), 1)
-        return jax.lax.map(
-            lambda own: one_draw(own, data),
-            jax.random.split(key, num_samples),
-            batch_size=max(_ROWS_AT_ONCE // rows, 1),
+    data_rows = sum(value.numel() for value in observations.values())
+    block = max(_ROWS_AT_ONCE // (num_local * data_rows), 1)
+    names = [site.name for site in structure.latents]
+    is_local = {site.name: bool(site.plates and shared) for site in structure.latents}
+    parts = [
+        _draw_block(
+            guide, call, observations, min(block, num_samples - first), num_local, batch_dims
         )
-
-    if batch_dims:
-        num = len(next(iter(observations.values())))
-        draws, whole, elements = jax.lax.map(
-            lambda row: one_data_set(*row), (dict(observations), jax.random.split(rng_key, num))
-        )
-        move = lambda value: jnp.moveaxis(value, 0, 1)  # noqa: E731 (S before N)
-        draws, whole, elements = jax.tree.map(move, (draws, whole, elements))
-    else:
-        draws, whole, elements = one_data_set(observations, rng_key)
-    local_axis = 1 + batch_dims
+        for first in range(0, num_samples, block)
+    ]
     draws = {
-        site.name: jnp.moveaxis(draws[site.name], local_axis, 0)
-        if site.plates and shared
-        else draws[site.name]
+        name: torch.cat([part[0][name] for part in parts], 1 if is_local[name] else 0)
+        for name in names
+    }
+    return draws, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts], 1)
+
+
+def _draw_block(
+    guide: AmortizedGuide,
+    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    observations: Mapping[str, Tensor],
+    num_samples: int,
+    num_local: int,
+    batch_dims: int,
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    structure = guide.structure
+    shared = structure.local_plates()
+    first, _ = guide.draw(*call, observations, num_samples=num_samples, batch_dims=batch_dims)
+    fixed = {site.name: first[site.name] for site in structure.latents if not site.plates}
+    repeated = {
+        name: value.expand(num_samples, *value.shape) for name, value in observations.items()
+    }
+    latents, log_q = guide.draw(
+        *call,
+        {name: value[None] for name, value in observations.items()} if fixed else repeated,
+        num_samples=num_local,
+        batch_dims=1 + batch_dims,
+        given=fixed,
+    )
+    batch = (num_local, num_samples, *next(iter(observations.values())).shape[:batch_dims])
+    values = {
+        name: value.expand(*batch, *value.shape[len(batch) :])
+        for name, value in {
+            **latents,
+            **{name: value[None] for name, value in repeated.items()},
+        }.items()
+    }
+    log_p = joint_log_densities(
+        guide.model, *call, values, len(batch), is_vectorized=guide.is_vectorized
+    )
+    weights = [
+        split_density(structure, name, density, shared, len(batch))
+        for name, density in [*log_p.items(), *((name, -part) for name, part in log_q.items())]
+    ]
+    whole = torch.stack(torch.broadcast_tensors(*(part for part, _ in weights))).sum(0)
+    elements = torch.stack(torch.broadcast_tensors(*(part for _, part in weights))).sum(0)
+    draws = {
+        site.name: values[site.name] if site.plates and shared else values[site.name][0]
         for site in structure.latents
     }
-    return draws, whole, jnp.moveaxis(elements, local_axis, 0)
+    return draws, whole[0], elements
 
 
 def split_density(
-    structure: ModelStructure, name: str, density: Array, shared: tuple[str, ...]
-) -> tuple[Array, Array]:
+    structure: ModelStructure,
+    name: str,
+    density: Tensor,
+    shared: tuple[str, ...],
+    batch_dims: int,
+) -> tuple[Tensor, Tensor]:
     """A site's log density as one number for the data set, or one per plate element.
 
     Args:
         structure: The structure of the model.
         name: Name of the site.
-        density: Log density over the site's own plates, in the host's layout.
+        density: Log density, `(*batch, *plates)`.
         shared: Plates over whose elements local latents split.
+        batch_dims: Number of batch axes.
 
     Returns:
-        The part that belongs to the data set, and the part of each element, flattened.
+        The part that belongs to the data set, shape `(*batch,)`, and the part of each element,
+        `(*batch, num_elements)`.
     """
     site = structure.site(name)
     if not shared or not set(shared) <= set(site.plates):
-        return jnp.sum(density), jnp.zeros(1)
-    aligned = align(density, structure.max_plate_nesting, 0, 0)
+        whole = density.reshape(*density.shape[:batch_dims], -1).sum(-1)
+        return whole, whole.new_zeros((*whole.shape, 1))
+    aligned = align(density, structure.max_plate_nesting, 0, batch_dims)
     others = [
         axis
         for axis in range(-structure.max_plate_nesting, 0)
         if axis not in {structure.plates[plate].dim for plate in shared}
     ]
-    return jnp.zeros(()), jnp.sum(aligned, axis=tuple(others)).ravel()
-
-
-def _num_elements(guide: AmortizedGuide, data: Mapping[str, Array]) -> int:
-    sizes = guide.plate_sizes(data)
-    return int(np.prod(list(sizes.values()))) if sizes else 1
+    elements = aligned.sum(others) if others else aligned
+    elements = elements.reshape(*aligned.shape[:batch_dims], -1)
+    return elements.new_zeros(elements.shape[:-1]), elements
 
 
 def _keep(
@@ -230,11 +237,11 @@ def _keep(
     """Of `(K, S, ...)` local draws, the chosen one for each plate element."""
     nesting, event_dim = structure.max_plate_nesting, len(site.event_shape)
     batch_dims = chosen.ndim
-    aligned = np.asarray(align(jnp.asarray(value), nesting, event_dim, batch_dims))
+    aligned = align(torch.as_tensor(value), nesting, event_dim, batch_dims).numpy()
     shape = [1] * nesting
     for plate in shared:
         dim = structure.plates[plate].dim
         shape[dim] = aligned.shape[dim - event_dim]
     index = chosen.reshape((1, *chosen.shape[:-1], *shape, *([1] * event_dim)))
     kept = np.take_along_axis(aligned, index, axis=0)[0]
-    return np.asarray(natural(jnp.asarray(kept), structure, site, event_dim))
+    return natural(torch.as_tensor(kept), structure, site, event_dim).numpy()

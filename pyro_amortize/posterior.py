@@ -7,11 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
+import torch
+from torch import Tensor
 
 from amortize_diagnostics import to_datatree
 from pyro_amortize.densities import Density
@@ -34,8 +32,8 @@ class AmortizedPosterior:
 
     Args:
         model: The model.
-        guide: Its guide.
-        params: Trained parameters; None for an untrained guide, which answers with a warning.
+        guide: Its guide, which holds the trained parameters; an untrained one answers with a
+            warning.
         history: What happened in training, or None.
     """
 
@@ -44,18 +42,11 @@ class AmortizedPosterior:
         model: Callable[..., Any],
         guide: AmortizedGuide,
         *,
-        params: Mapping[str, Any] | None = None,
         history: TrainingHistory | None = None,
     ) -> None:
         self.model = model
         self.guide = guide
         self.history = history
-        self._params = params
-
-    @property
-    def params(self) -> Mapping[str, Any]:
-        """Parameters under the names that the host's `SVI` uses."""
-        return self.guide.init_params() if self._params is None else self._params
 
     def at(self, *args: Any, **kwargs: Any) -> Posterior:
         """The posterior at one data set.
@@ -95,7 +86,7 @@ class AmortizedPosterior:
         observations: Mapping[str, Any] | None,
     ) -> Posterior:
         self.guide.setup(*args, **kwargs)
-        if self._params is None:
+        if not self.guide.is_trained():
             warnings.warn(
                 "the guide is not trained: its draws are close to the prior; call fit first",
                 stacklevel=3,
@@ -122,7 +113,7 @@ class AmortizedPosterior:
         Args:
             path: The file. Either package can load it for the same model.
         """
-        save_guide(path, self.guide, self.params, self.history)
+        save_guide(path, self.guide, self.history)
 
     @classmethod
     def load(
@@ -147,8 +138,8 @@ class AmortizedPosterior:
         Raises:
             ValueError: If the file is of a newer format, or belongs to another model.
         """
-        guide, params, history = load_guide(path, model, embedding=embedding, densities=densities)
-        return cls(model, guide, params=params, history=history)
+        guide, history = load_guide(path, model, embedding=embedding, densities=densities)
+        return cls(model, guide, history=history)
 
 
 class Posterior:
@@ -170,7 +161,7 @@ class Posterior:
         amortized: AmortizedPosterior,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        observations: Mapping[str, Array],
+        observations: Mapping[str, Tensor],
         *,
         batch_dims: int,
     ) -> None:
@@ -186,29 +177,33 @@ class Posterior:
             raise ValueError("guide: a host's guide has one data set; use at(...) for one of them")
         return self._amortized.guide.bind(self.observations)
 
-    def sample(self, num_samples: int = 1000, *, rng_key: Array | None = None) -> dict[str, Array]:
+    @torch.no_grad()
+    def sample(self, num_samples: int = 1000) -> dict[str, Tensor]:
         """Draw from the guide, with the model's deterministic sites by replay.
 
         Args:
             num_samples: Number of draws.
-            rng_key: Key of the draws; `jax.random.key(0)` if None.
 
         Returns:
             Constrained values by site, `(num_samples, [num_datasets,] *plates, *event)`.
         """
-        key = jax.random.key(0) if rng_key is None else rng_key
-        latents = _sample(
-            self._amortized.guide,
-            self._amortized.params,
-            self._call,
-            self.observations,
-            _positive(num_samples),
-            self._batch_dims,
-            key,
-        )
+        rows = sum(value.numel() for value in self.observations.values())
+        block, left, parts = max(_ROWS_AT_ONCE // rows, 1), _positive(num_samples), []
+        while left > 0:
+            parts.append(
+                self._amortized.guide.draw(
+                    *self._call,
+                    self.observations,
+                    num_samples=min(block, left),
+                    batch_dims=self._batch_dims,
+                )[0]
+            )
+            left -= block
+        latents = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return latents | self._replay_deterministic(latents)
 
-    def log_prob(self, latents: Mapping[str, Any]) -> Array:
+    @torch.no_grad()
+    def log_prob(self, latents: Mapping[str, Any]) -> Tensor:
         """Joint log density of the guide at given latents.
 
         Args:
@@ -217,17 +212,14 @@ class Posterior:
         Returns:
             Shape `(num_samples, [num_datasets])`, in nats, constrained space.
         """
-        latents = {site.name: latents[site.name] for site in self._structure.latents}
-        return _log_prob(
-            self._amortized.guide,
-            self._amortized.params,
-            self._call,
-            self._repeated(latents),
-            latents,
-            1 + self._batch_dims,
+        latents = self._latents(latents)
+        parts = self._amortized.guide.site_log_probs(
+            *self._call, latents, self._repeated(latents), batch_dims=1 + self._batch_dims
         )
+        return _total(parts.values(), 1 + self._batch_dims)
 
-    def log_joint(self, latents: Mapping[str, Any]) -> Array:
+    @torch.no_grad()
+    def log_joint(self, latents: Mapping[str, Any]) -> Tensor:
         """Joint log density of the model at given latents and these data.
 
         Args:
@@ -237,15 +229,13 @@ class Posterior:
             Shape `(num_samples, [num_datasets])`, in nats, constrained space.
         """
         densities = self._site_densities(latents)
-        batch = 1 + self._batch_dims
-        return _total(densities.values(), batch)
+        return _total(densities.values(), 1 + self._batch_dims)
 
     def importance_sample(
         self,
         num_samples: int = 4000,
         *,
         num_local_samples: int = 16,
-        rng_key: Array | None = None,
     ) -> ImportanceSamples:
         """Draw from the guide and weigh the draws by the model's joint density.
 
@@ -254,7 +244,6 @@ class Posterior:
         Args:
             num_samples: Number of draws of the global latents.
             num_local_samples: Draws of the local latents for each of them.
-            rng_key: Key of the draws; `jax.random.key(0)` if None.
 
         Returns:
             Weighted draws with ESS fraction, Pareto k-hat and log evidence.
@@ -264,20 +253,17 @@ class Posterior:
         """
         if num_local_samples < 1:
             raise ValueError(f"num_local_samples: expected at least 1, got {num_local_samples}")
-        key = jax.random.key(0) if rng_key is None else rng_key
         weighted = importance_samples(
             self._amortized.guide,
-            self._amortized.params,
             self._call,
             self.observations,
             _positive(num_samples),
             num_local_samples,
             self._batch_dims,
-            key,
         )
         weighted.samples.update(
             {
-                name: np.asarray(value)
+                name: value.cpu().numpy()
                 for name, value in self._replay_deterministic(weighted.samples).items()
             }
         )
@@ -289,7 +275,6 @@ class Posterior:
         *,
         is_weighted: bool = False,
         coords: Mapping[str, Any] | None = None,
-        rng_key: Array | None = None,
     ) -> Any:
         """Everything about this posterior as an ArviZ `DataTree`.
 
@@ -301,7 +286,6 @@ class Posterior:
             num_samples: Number of draws.
             is_weighted: Whether the draws are resampled by their importance weights.
             coords: Labels of plates, `{plate: labels}`.
-            rng_key: Key of the draws; `jax.random.key(0)` if None.
 
         Returns:
             The `xarray.DataTree`.
@@ -309,22 +293,18 @@ class Posterior:
         Raises:
             ImportError: If ArviZ is not installed.
         """
-        key = jax.random.key(0) if rng_key is None else rng_key
-        keys = jax.random.split(key, 3)
         draws: Mapping[str, Any]
         if is_weighted:
             num_proposals = max(4 * num_samples, 4000)
-            weighted = self.importance_sample(num_proposals, rng_key=keys[0])
+            weighted = self.importance_sample(num_proposals)
             draws = weighted.resample(num_samples)
         else:
-            draws = self.sample(num_samples, rng_key=keys[0])
+            draws = self.sample(num_samples)
         log_q, lp = self.log_prob(draws), self.log_joint(draws)
         densities = self._site_densities(draws)
-        predictive = self._predict(draws, keys[1])
+        predictive = self._predict(draws)
         args, kwargs = self._call
-        prior = simulate(
-            self._amortized.model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]
-        ).sites
+        prior = simulate(self._amortized.model, num_samples, args=args, kwargs=kwargs).sites
         structure = self._structure
         observed = [site.name for site in structure.observed]
         own = [site.name for site in (*structure.latents, *structure.deterministic)]
@@ -337,9 +317,9 @@ class Posterior:
             "log_likelihood": self._export(densities, observed, batch, has_event=False),
             "observed_data": self._export(self.observations, observed, self._batch_dims),
             "sample_stats": {
-                "lp": np.asarray(lp),
-                "log_q": np.asarray(log_q),
-                "log_weight": np.asarray(lp - log_q),
+                "lp": lp.cpu().numpy(),
+                "log_q": log_q.cpu().numpy(),
+                "log_weight": (lp - log_q).cpu().numpy(),
             },
         }
         return to_datatree(
@@ -353,32 +333,48 @@ class Posterior:
     def _structure(self) -> ModelStructure:
         return self._amortized.guide.structure
 
-    def _repeated(self, latents: Mapping[str, Any]) -> dict[str, Array]:
+    def _repeated(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
         """The data, with the leading axis of the draws."""
         num = len(next(iter(latents.values())))
+        return {name: value.expand(num, *value.shape) for name, value in self.observations.items()}
+
+    def _latents(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
+        like = next(iter(self.observations.values())).device
         return {
-            name: jnp.broadcast_to(value, (num, *value.shape))
-            for name, value in self.observations.items()
+            site.name: torch.as_tensor(latents[site.name], device=like)
+            for site in self._structure.latents
         }
 
-    def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Array]:
-        latents = {site.name: latents[site.name] for site in self._structure.latents}
-        values = latents | self._repeated(latents)
-        return _joint(self._amortized.model, self._call, values, 1 + self._batch_dims)
+    def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
+        latents = self._latents(latents)
+        return joint_log_densities(
+            self._amortized.model,
+            *self._call,
+            latents | self._repeated(latents),
+            1 + self._batch_dims,
+            is_vectorized=self._amortized.guide.is_vectorized,
+        )
 
-    def _replay_deterministic(self, latents: Mapping[str, Any]) -> dict[str, Array]:
+    def _replay_deterministic(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
         names = [site.name for site in self._structure.deterministic]
         if not names:
             return {}
-        sites = {site.name: jnp.asarray(latents[site.name]) for site in self._structure.latents}
-        values = sites | self._repeated(sites)
-        key = jax.random.key(0)  # nothing is left to draw
-        found = _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+        sites = self._latents(latents)
+        found = self._replay(sites | self._repeated(sites))
         return {name: found[name] for name in names}
 
-    def _predict(self, latents: Mapping[str, Any], key: Array) -> dict[str, Array]:
-        values = {site.name: latents[site.name] for site in self._structure.latents}
-        return _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+    def _predict(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
+        return self._replay(self._latents(latents))
+
+    @torch.no_grad()
+    def _replay(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return replay(
+            self._amortized.model,
+            *self._call,
+            values,
+            1 + self._batch_dims,
+            is_vectorized=self._amortized.guide.is_vectorized,
+        )
 
     def _export(
         self,
@@ -388,14 +384,15 @@ class Posterior:
         *,
         has_event: bool = True,
     ) -> dict[str, np.ndarray]:
-        """Arrays by site without the axes of absent plates."""
+        """Tensors by site without the axes of absent plates."""
         structure = self._structure
         exported = {}
         for name in names:
             site = structure.site(name)
             event_dim = len(site.event_shape) if has_event else 0
             nesting = structure.max_plate_nesting
-            array = np.asarray(align(values[name], nesting, event_dim, batch_dims))
+            value = torch.as_tensor(values[name])
+            array = align(value, nesting, event_dim, batch_dims).cpu().numpy()
             dims = {structure.plates[plate].dim for plate in _all_plates(site)}
             absent = [dim - event_dim for dim in range(-nesting, 0) if dim not in dims]
             exported[name] = np.squeeze(array, axis=tuple(absent))
@@ -421,61 +418,7 @@ def _positive(num_samples: int) -> int:
     return num_samples
 
 
-@eqx.filter_jit
-def _sample(
-    guide: AmortizedGuide,
-    params: Mapping[str, Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    observations: Mapping[str, Array],
-    num_samples: int,
-    batch_dims: int,
-    rng_key: Array,
-) -> dict[str, Array]:
-    rows = sum(value.size for value in observations.values())
-    return jax.lax.map(
-        lambda key: guide.draw(params, *call, observations, batch_dims=batch_dims, rng_key=key)[0],
-        jax.random.split(rng_key, num_samples),
-        batch_size=min(max(_ROWS_AT_ONCE // rows, 1), num_samples),
-    )
-
-
-@eqx.filter_jit
-def _log_prob(
-    guide: AmortizedGuide,
-    params: Mapping[str, Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    observations: Mapping[str, Array],
-    latents: Mapping[str, Array],
-    batch_dims: int,
-) -> Array:
-    parts = guide.site_log_probs(
-        params, *call, latents, observations, batch_dims=batch_dims
-    ).values()
-    return _total(parts, batch_dims)
-
-
-def _total(parts: Iterable[Array], batch_dims: int) -> Array:
+def _total(parts: Iterable[Tensor], batch_dims: int) -> Tensor:
     """The sum of densities of sites over everything but the batch axes."""
     flat = [part.reshape(*part.shape[:batch_dims], -1).sum(-1) for part in parts]
-    return jnp.sum(jnp.stack(flat), axis=0)
-
-
-@eqx.filter_jit
-def _joint(
-    model: Callable[..., Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    values: Mapping[str, Array],
-    batch_dims: int,
-) -> dict[str, Array]:
-    return joint_log_densities(model, *call, values, batch_dims)
-
-
-@eqx.filter_jit
-def _replay(
-    model: Callable[..., Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    values: Mapping[str, Array],
-    batch_dims: int,
-    rng_key: Array,
-) -> dict[str, Array]:
-    return replay(model, *call, values, batch_dims, rng_key)
+    return torch.stack(flat).sum(0)

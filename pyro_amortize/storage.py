@@ -8,18 +8,18 @@ from dataclasses import asdict
 from os import PathLike
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
+import pyro
+import torch
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from pyro_amortize import densities as density_families
 from pyro_amortize import embeddings as embedding_families
 from pyro_amortize.guides import AmortizedGuide
-from pyro_amortize.guides.amortized import PARAMS, STANDARDISATION
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.reading import read_structure
-from pyro_amortize.standardisation import Standardisation
+from pyro_amortize.simulate import run_model, seeded, vectorization_problem
 from pyro_amortize.structure import ModelStructure
 
 FORMAT = "amortize-guide"
@@ -29,7 +29,6 @@ FORMAT_VERSION = 1
 def save_guide(
     path: str | PathLike[str],
     guide: AmortizedGuide,
-    params: Mapping[str, Any],
     history: TrainingHistory | None,
 ) -> None:
     """Write a guide to a file that both packages read.
@@ -37,15 +36,13 @@ def save_guide(
     Args:
         path: The file.
         guide: The guide, set up.
-        params: Its parameters.
         history: What happened in training, or None.
     """
-    constants = np.asarray(params[STANDARDISATION])
-    tensors = {"standardisation": constants[1:] / constants[0]}
-    for name, value in params[PARAMS].items():
-        tensors[f"guide.{name}"] = np.asarray(value)
-    for name in params.keys() - {PARAMS, STANDARDISATION}:
-        tensors[f"model.{name}"] = np.asarray(params[name])
+    tensors = {"standardisation": guide.standardisation}
+    for name, value in guide.chain.state_dict().items():
+        tensors[f"guide.{name}"] = value
+    for name, value in _model_params(guide).items():
+        tensors[f"model.{name}"] = value
     call = _encode_call(guide.setup_call, tensors)
     embeddings, densities = guide.specifications(guide.structure)
     header = {
@@ -62,14 +59,16 @@ def save_guide(
         "call": call,
         "history": history and history.to_dict(),
     }
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(contiguous, path, metadata={"format": FORMAT, "header": json.dumps(header)})
 
 
 def load_guide(
     path: str | PathLike[str], model: Callable[..., Any], *, embedding: Any, densities: Any
-) -> tuple[AmortizedGuide, dict[str, Any], TrainingHistory | None]:
+) -> tuple[AmortizedGuide, TrainingHistory | None]:
     """Read a guide, its parameters and history from a file of `save_guide`.
+
+    Parameters of the model go into the host's parameter store.
 
     Args:
         path: The file.
@@ -78,12 +77,12 @@ def load_guide(
         densities: Specification of densities that are not of this package, or None.
 
     Returns:
-        The guide, its parameters under the host's names, and the history.
+        The guide with its parameters, and the history.
 
     Raises:
         ValueError: If the file is not of this format, is newer, or belongs to another model.
     """
-    with safe_open(path, framework="numpy") as file:
+    with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: expected a file written by AmortizedPosterior.save")
@@ -107,28 +106,36 @@ def load_guide(
         args, kwargs = _decode_call(header["call"], tensors)
         _check_model(path, guide, structure, args, kwargs)
         guide.setup_call = (args, kwargs)
-    constants = jnp.asarray(tensors["standardisation"])
-    guide.build(structure, Standardisation.from_vector(structure, constants))
-    params: dict[str, Any] = guide.init_params()
-    expected = params[PARAMS]
-    found = {
-        name.removeprefix("guide."): jnp.asarray(value)
+        with torch.no_grad():
+            guide.vectorization_problem = vectorization_problem(model, args, kwargs)
+    dtype = torch.get_default_dtype()
+    guide.build(structure, tensors["standardisation"].to(dtype))
+    weights = {
+        name.removeprefix("guide."): value
         for name, value in tensors.items()
         if name.startswith("guide.")
     }
-    if {k: jnp.shape(v) for k, v in found.items()} != {
-        k: jnp.shape(v) for k, v in expected.items()
+    expected = guide.chain.state_dict()
+    if {name: value.shape for name, value in weights.items()} != {
+        name: value.shape for name, value in expected.items()
     }:
         raise ValueError(
             f"{path}: the weights do not fit the networks; pass the embedding= and densities= "
             "with which the guide was trained"
         )
-    params[PARAMS] = {name: found[name] for name in expected}
+    guide.chain.load_state_dict(weights)
     for name, value in tensors.items():
         if name.startswith("model."):
-            params[name.removeprefix("model.")] = jnp.asarray(value)
+            pyro.get_param_store()[name.removeprefix("model.")] = value.to(dtype)
     history = header["history"] and TrainingHistory.from_dict(header["history"])
-    return guide, params, history
+    return guide, history
+
+
+def _model_params(guide: AmortizedGuide) -> dict[str, Tensor]:
+    """Values of the model's `param` sites."""
+    with torch.no_grad(), seeded(0):
+        trace = run_model(guide.model, *guide.setup_call)
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
 
 def _check_model(
@@ -177,33 +184,38 @@ def _decode_specs(specs: Mapping[str, Any], families: Any, argument: str) -> dic
 
 
 def _encode_call(
-    call: tuple[tuple[Any, ...], Mapping[str, Any]], tensors: dict[str, np.ndarray]
+    call: tuple[tuple[Any, ...], Mapping[str, Any]], tensors: dict[str, Tensor]
 ) -> dict[str, Any] | None:
     """The set-up call in JSON, its arrays among the tensors; None if it holds other objects."""
-    arrays: dict[str, np.ndarray] = {}
+    args, kwargs = call
+    if not all(_is_plain(value) for value in (*args, *kwargs.values())):
+        return None
 
     def encode(value: Any, name: str) -> Any:
-        if value is None or isinstance(value, bool | int | float | str):
+        if not isinstance(value, Tensor):
             return {"value": value}
-        arrays[name] = np.asarray(value)
+        tensors[name] = value
         return {"tensor": name}
 
-    args, kwargs = call
-    encoded = {
+    return {
         "args": [encode(value, f"call.{i}") for i, value in enumerate(args)],
         "kwargs": {name: encode(value, f"call.{name}") for name, value in kwargs.items()},
     }
-    if any(array.dtype.kind not in "biuf" for array in arrays.values()):
-        return None
-    tensors.update(arrays)
-    return encoded
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | Tensor)
 
 
 def _decode_call(
-    encoded: Mapping[str, Any], tensors: Mapping[str, np.ndarray]
+    encoded: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def decode(item: Mapping[str, Any]) -> Any:
-        return item["value"] if "value" in item else jnp.asarray(tensors[item["tensor"]])
+        return item["value"] if "value" in item else _floats(tensors[item["tensor"]])
 
     args = tuple(decode(item) for item in encoded["args"])
     return args, {name: decode(item) for name, item in encoded["kwargs"].items()}
+
+
+def _floats(value: Tensor) -> Tensor:
+    return value.to(torch.get_default_dtype()) if value.is_floating_point() else value

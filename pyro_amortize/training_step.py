@@ -1,29 +1,24 @@
-"""One compiled optimiser step, many at a time, and what went wrong when a loss is not finite."""
+"""One optimiser step, and what went wrong when a loss is not finite."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax import Array
-from numpyro import handlers
-from numpyro.distributions import biject_to, constraints
-from numpyro.infer.elbo import ELBO
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBO
+from torch import Tensor
 
 from pyro_amortize.guides import AmortizedGuide
-from pyro_amortize.guides.amortized import STANDARDISATION
 from pyro_amortize.objectives import NPE
-from pyro_amortize.simulate import log_densities, run_model
+from pyro_amortize.simulate import log_densities, seeded
 
 _CLIP_NORM = 5.0
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-State = tuple[dict[str, Any], Any]
+MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
 class TrainingStep:
@@ -34,10 +29,10 @@ class TrainingStep:
         guide: The guide, set up.
         objective: The objective.
         call: Arguments of the model.
-        optimizer: An optax optimiser, or None for Adam with a cosine-decayed rate.
+        optimizer: Makes a torch optimiser from parameters; None for Adam with a cosine-decayed
+            rate.
         learning_rate: Initial rate of the default optimiser.
         num_steps: Number of steps of the decay.
-        params: Parameters to start from, or None.
     """
 
     def __init__(
@@ -47,137 +42,98 @@ class TrainingStep:
         objective: ELBO,
         call: Call,
         *,
-        optimizer: optax.GradientTransformation | None,
+        optimizer: MakeOptimizer | None,
         learning_rate: float,
         num_steps: int,
-        params: Mapping[str, Any] | None,
     ) -> None:
         self.model, self.guide, self.objective = model, guide, objective
+        self._parameters = self._find_parameters(call)
+        self._schedule = None
         if optimizer is None:
-            optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-        self.optimizer = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), optimizer)
-        self._transforms: dict[str, Any] = {}
-        start = guide.init_params()
-        for name, (value, constraint) in _model_params(model, call).items():
-            self._transforms[name] = biject_to(constraint)
-            start[name] = value
-        start |= dict(params or {})
-        # Neither the standardisation nor, under NPE, parameters of the model are trained.
-        frozen = {STANDARDISATION} | (set(self._transforms) if self.is_npe else set())
-        self._constants = {name: start[name] for name in frozen}
-        free = {
-            name: self._transforms[name].inv(value) if name in self._transforms else value
-            for name, value in start.items()
-            if name not in frozen
-        }
-        self.initial: State = (free, self.optimizer.init(free))
-        self._advance = eqx.filter_jit(self._scan)
-        self._held_out = eqx.filter_jit(self._mean_held_out)
+            self._optimizer: torch.optim.Optimizer = torch.optim.Adam(
+                self._parameters, lr=learning_rate, fused=True
+            )
+            self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, num_steps)
+        else:
+            self._optimizer = optimizer(self._parameters)
+        self._random_state = torch.get_rng_state()
 
     @property
     def is_npe(self) -> bool:
         """Whether the objective simulates."""
         return isinstance(self.objective, NPE)
 
-    def params(self, state: State) -> dict[str, Any]:
-        """Constrained parameters under the host's names."""
-        return self._constrain(state[0])
+    def advance(self, call: Call) -> tuple[float, int]:
+        """One step; its loss, and the simulations left out. No step if it is not finite."""
+        self._random_state = torch.get_rng_state()
+        self._optimizer.zero_grad()
+        loss, count = self._loss(call)
+        value = float(loss.detach())
+        if math.isfinite(value):
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP_NORM)
+            self._optimizer.step()
+            if self._schedule is not None:
+                self._schedule.step()
+        return value, count
 
-    def advance(self, state: State, keys: Array, call: Call) -> tuple[State, np.ndarray, int]:
-        """As many steps as there are keys; their losses, and the simulations left out."""
-        state, (losses, counts) = self._advance(state, keys, call)
-        return state, np.asarray(losses), int(np.sum(counts))
-
-    def held_out_loss(self, state: State, keys: Array, call: Call) -> float:
-        """Mean loss over fixed keys, on simulations that training does not see."""
-        return float(self._held_out(state, keys, call))
-
-    def explain(self, state: State, keys: Array, call: Call, first_step: int) -> str:
-        """Repeat steps until the loss is not finite; name that step and the sites."""
-        offset, key = 0, keys[0]
-        while True:
-            after, losses, _ = self.advance(state, key[None], call)
-            if not np.all(np.isfinite(losses)) or offset + 1 == len(keys):
-                break
-            state, offset = after, offset + 1
-            key = keys[offset]
+    def held_out_loss(self, seeds: Iterable[int], call: Call) -> float:
+        """Mean loss over fixed seeds, on simulations that training does not see."""
         args, kwargs = call
-        params = self.params(state)
-        if self.is_npe:
-            terms = self.objective.site_losses(key, params, self.model, self.guide, *args, **kwargs)
-        else:
-            terms = _site_densities(self.model, self.guide, params, key, call)
-        bad = [name for name, term in terms.items() if not np.all(np.isfinite(term))]
+        values = []
+        for seed in seeds:
+            with torch.no_grad(), seeded(seed):
+                values.append(self.objective.loss(self.model, self.guide, *args, **kwargs))
+        return sum(values) / len(values)
+
+    def explain(self, call: Call, step: int) -> str:
+        """Repeat the last step's loss site by site; name the step and the sites."""
+        torch.set_rng_state(self._random_state)
+        args, kwargs = call
+        with torch.no_grad():
+            if self.is_npe:
+                terms = self.objective.site_losses(self.model, self.guide, *args, **kwargs)
+            else:
+                terms = _site_densities(self.model, self.guide, call)
+        bad = [name for name, term in terms.items() if not bool(torch.isfinite(term).all())]
         return (
-            f"step {first_step + offset + 1}: the loss is not finite, at sites {bad}. Look for "
-            "draws or data at the edge of a support and for simulations that overflow; a lower "
-            "learning_rate helps if the networks diverge"
+            f"step {step}: the loss is not finite, at sites {bad}. Look for draws or data at the "
+            "edge of a support and for simulations that overflow; a lower learning_rate helps if "
+            "the networks diverge"
         )
 
-    def _constrain(self, free: Mapping[str, Any]) -> dict[str, Any]:
-        trained = {
-            name: self._transforms[name](value) if name in self._transforms else value
-            for name, value in free.items()
-        }
-        return trained | self._constants
-
-    def _loss(self, free: dict[str, Any], key: Array, call: Call) -> tuple[Array, Array]:
+    def _loss(self, call: Call) -> tuple[Tensor, int]:
         args, kwargs = call
-        params = self._constrain(free)
         if self.is_npe:
-            return self.objective.loss_and_count(
-                key, params, self.model, self.guide, *args, **kwargs
-            )
-        loss = self.objective.loss(key, params, self.model, self.guide, *args, **kwargs)
-        return loss, jnp.zeros((), int)
+            return self.objective.loss_and_count(self.model, self.guide, *args, **kwargs)
+        return self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs), 0
 
-    def _scan(self, state: State, keys: Array, call: Call) -> tuple[State, tuple[Array, Array]]:
-        def one(state: State, key: Array) -> tuple[State, tuple[Array, Array]]:
-            free, optimizer_state = state
-            (loss, count), gradient = jax.value_and_grad(self._loss, has_aux=True)(free, key, call)
-            updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, free)
-            return (optax.apply_updates(free, updates), optimizer_state), (loss, count)
-
-        return jax.lax.scan(one, state, keys)
-
-    def _mean_held_out(self, state: State, keys: Array, call: Call) -> Array:
+    def _find_parameters(self, call: Call) -> list[Tensor]:
+        """The guide's parameters, and under a bound of the host those of the model too."""
+        if self.is_npe:
+            return list(self.guide.parameters())
         args, kwargs = call
-        loss = self.objective.held_out_loss if self.is_npe else self.objective.loss
-        params = self._constrain(state[0])
-        return jnp.mean(
-            jax.vmap(lambda key: loss(key, params, self.model, self.guide, *args, **kwargs))(keys)
-        )
-
-
-def _model_params(
-    model: Callable[..., Any], call: Call
-) -> dict[str, tuple[Any, constraints.Constraint]]:
-    """Value and constraint of the model's `param` sites."""
-    trace = run_model(model, *call, jax.random.key(0))
-    return {
-        name: (site["value"], site["kwargs"].get("constraint", constraints.real))
-        for name, site in trace.items()
-        if site["type"] == "param"
-    }
+        with poutine.trace(param_only=True) as capture:
+            self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
+        return [site["value"].unconstrained() for site in capture.trace.nodes.values()]
 
 
 def _site_densities(
-    model: Callable[..., Any],
-    guide: AmortizedGuide,
-    params: Mapping[str, Any],
-    key: Array,
-    call: Call,
-) -> dict[str, Array]:
+    model: Callable[..., Any], guide: AmortizedGuide, call: Call
+) -> dict[str, Tensor]:
     """Log densities of one guide draw by site, for the error message."""
     args, kwargs = call
-    with handlers.block():
-        seeded = handlers.substitute(handlers.seed(guide, key), data=dict(params))
-        guide_trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-        replayed = handlers.replay(handlers.seed(model, key), guide_trace)
-        model_trace = handlers.trace(handlers.substitute(replayed, data=dict(params))).get_trace(
-            *args, **kwargs
-        )
-    found = log_densities(guide_trace)
-    for name, density in log_densities(model_trace).items():
-        found[name] = jnp.sum(density) + jnp.sum(found.get(name, 0.0))
+    with poutine.block():
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        replayed = poutine.replay(model, trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    found: dict[str, Tensor] = {}
+    for trace in (guide_trace, model_trace):
+        sites = {
+            name: node
+            for name, node in trace.nodes.items()
+            if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
+        }
+        for name, density in log_densities(sites).items():
+            found[name] = density.sum() + found.get(name, 0.0)
     return found

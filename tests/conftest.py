@@ -46,6 +46,12 @@ def backend(request) -> Backend:
 
 
 @pytest.fixture
+def host(backend):
+    """The adapter of tests/backends.py for each backend in turn."""
+    return importlib.import_module("tests.backends").host(backend.name)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
@@ -59,6 +65,20 @@ def _fixed_seeds():
         pyro = sys.modules["pyro"]
         pyro.set_rng_seed(0)
         pyro.clear_param_store()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker for each file and backend, so that tests can share one training."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileAndBackend(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path, _, test = nodeid.partition("::")
+            parameters = test.partition("[")[2].rstrip("]").split("-")
+            return f"{path}::{[name for name in sorted(HOSTS) if name in parameters]}"
+
+    return ByFileAndBackend(config, log)
 
 
 def pytest_configure() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from numpyro_amortize.structure import ModelStructure
 _HELD_OUT_FRACTION = 0.1
 
 
-@runtime_checkable
 class ScoresLatents(Protocol):
     """What NPE needs of a guide: its structure, and densities at given values."""
 
@@ -264,9 +263,9 @@ def _total(losses: Mapping[str, Array]) -> Array:
 
 def check_guide(guide: Any) -> None:
     """Raise a TypeError if a guide lacks what NPE needs."""
-    if not isinstance(guide, ScoresLatents):
+    if not hasattr(type(guide), "site_log_probs"):
         raise TypeError(
-            f"NPE needs a guide that scores given latents (site_log_probs); "
+            "NPE needs a guide that scores given latents (site_log_probs); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
 

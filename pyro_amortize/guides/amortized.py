@@ -348,7 +348,7 @@ class AmortizedGuide(PyroModule):
         """
         structure, log_probs = self.structure, {}
         nesting = structure.max_plate_nesting
-        batch_shape = next(iter(observations.values())).shape[:batch_dims]
+        batch_shape = next(iter((given or observations).values())).shape[:batch_dims]
         sizes = {
             structure.plates[p].dim: n
             for p, n in self.plate_sizes(observations, batch_dims).items()

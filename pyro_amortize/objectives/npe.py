@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
-import jax
-import jax.numpy as jnp
-from jax import Array
-from numpyro import handlers
-from numpyro.infer.elbo import ELBO
+import torch
+from pyro import poutine
+from pyro.infer.elbo import ELBO
+from torch import Tensor
 
-from pyro_amortize.simulate import Simulations, finite_rows, simulate_rows
+from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
 from pyro_amortize.standardisation import Moments
 from pyro_amortize.structure import ModelStructure
 
 _HELD_OUT_FRACTION = 0.1
+_BANK_SIZE = 10_000  # of a model that cannot be vectorised
 
 
-@runtime_checkable
 class ScoresLatents(Protocol):
     """What NPE needs of a guide: its structure, and densities at given values."""
 
@@ -29,17 +29,19 @@ class ScoresLatents(Protocol):
     def setup(self, *args: Any, **kwargs: Any) -> Any:
         """Read the model once."""
 
+    def register(self) -> None:
+        """Put the networks into the host's parameter store."""
+
     def site_log_probs(
         self,
-        params: Mapping[str, Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        latents: Mapping[str, Array],
-        observations: Mapping[str, Array],
+        latents: Mapping[str, Tensor],
+        observations: Mapping[str, Tensor],
         *,
         batch_dims: int = 0,
         conditionals: Mapping[str, Moments] | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Tensor]:
         """Log density of every latent site at given values."""
 
 
@@ -55,10 +57,10 @@ class NPE(ELBO):
 
     Args:
         num_simulations: Simulations per step.
-        model_args: Draws the model's arguments for each step, `model_args(rng_key)`: a tuple of
-            positional or a dict of keyword arguments. It must derive everything from the key.
+        model_args: Draws the model's arguments for each step, `model_args()`: a tuple of
+            positional or a dict of keyword arguments.
         simulations: A fixed bank of simulations, used in place of fresh ones; a tenth of it
-            is held out.
+            is held out. A model that cannot be vectorised gets one by itself.
         nonfinite: `"raise"` stops when a simulation is not finite; `"drop"` leaves it out of
             the loss and counts it, which keeps the posterior of finite data right.
 
@@ -78,7 +80,7 @@ class NPE(ELBO):
         self,
         num_simulations: int = 128,
         *,
-        model_args: Callable[[Array], tuple[Any, ...] | dict[str, Any]] | None = None,
+        model_args: Callable[[], tuple[Any, ...] | dict[str, Any]] | None = None,
         simulations: Simulations | None = None,
         nonfinite: Literal["raise", "drop"] = "raise",
     ) -> None:
@@ -102,74 +104,76 @@ class NPE(ELBO):
         self.simulations = simulations
         self.nonfinite = nonfinite
 
-    def loss_with_mutable_state(
+    def _get_trace(
         self,
-        rng_key: Array,
-        param_map: Mapping[str, Any],
         model: Callable[..., Any],
         guide: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The loss in the host's signature.
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Any, Any]:
+        """One simulation as the host's traces: the model's, and the guide's at its latents."""
+        rows = simulate(model, 1, args=args, kwargs=kwargs, method="loop").sites
+        values = {name: value[0] for name, value in rows.items()}
+        observations = {name: values[name] for name in guide.observed}
+        model_trace = poutine.trace(poutine.condition(model, data=values)).get_trace(
+            *args, **kwargs
+        )
+        guide_trace = poutine.trace(poutine.condition(guide, data=values)).get_trace(
+            *args, observations=observations, **kwargs
+        )
+        return model_trace, guide_trace
+
+    def loss(self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss on simulations that training does not see, as the host evaluates it."""
+        with torch.no_grad():
+            return float(self.held_out_loss(model, guide, *args, **kwargs))
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The loss, with the guide's parameters registered for the host.
 
         Args:
-            rng_key: Key of the simulations.
-            param_map: Parameters by name, constrained.
             model: The user's model.
             guide: The guide.
             *args: The model's positional arguments; data among them are not used.
             **kwargs: The model's keyword arguments.
 
         Returns:
-            `{"loss": loss, "mutable_state": None}`.
+            The loss, differentiable.
         """
-        loss, _ = self.loss_and_count(rng_key, param_map, model, guide, *args, **kwargs)
-        return {"loss": loss, "mutable_state": None}
+        loss, _ = self.loss_and_count(model, guide, *args, **kwargs)
+        guide.register()
+        return loss
+
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
+    ) -> float:
+        """The loss after adding its gradient to that of the guide's parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        loss.backward()
+        return float(loss.detach())
 
     def loss_and_count(
-        self,
-        rng_key: Array,
-        param_map: Mapping[str, Any],
-        model: Callable[..., Any],
-        guide: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Array, Array]:
+        self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, int]:
         """The loss, and the number of simulations that were not finite."""
-        call = args, kwargs
-        sites, is_finite = self._site_losses(rng_key, param_map, model, guide, call)
-        return _total(sites), jnp.sum(~is_finite)
+        sites, is_finite = self._site_losses(model, guide, (args, kwargs))
+        return _total(sites), int((~is_finite).sum())
 
     def site_losses(
-        self,
-        rng_key: Array,
-        param_map: Mapping[str, Any],
-        model: Callable[..., Any],
-        guide: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> dict[str, Array]:
+        self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
         """The terms of the loss by latent site."""
-        call = args, kwargs
-        return self._site_losses(rng_key, param_map, model, guide, call)[0]
+        return self._site_losses(model, guide, (args, kwargs))[0]
 
     def held_out_loss(
-        self,
-        rng_key: Array,
-        param_map: Mapping[str, Any],
-        model: Callable[..., Any],
-        guide: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Array:
+        self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
         """The loss on simulations that training does not see: fresh, or held out of the bank."""
-        call = args, kwargs
-        return _total(
-            self._site_losses(rng_key, param_map, model, guide, call, is_held_out=True)[0]
-        )
+        return _total(self._site_losses(model, guide, (args, kwargs), is_held_out=True)[0])
 
-    def draw_arguments(self, rng_key: Array) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def draw_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """The model's arguments for one step, or None without a sampler.
 
         Raises:
@@ -177,7 +181,7 @@ class NPE(ELBO):
         """
         if self.model_args is None:
             return None
-        drawn = self.model_args(rng_key)
+        drawn = self.model_args()
         if isinstance(drawn, tuple):
             return drawn, {}
         if isinstance(drawn, dict):
@@ -193,17 +197,14 @@ class NPE(ELBO):
 
     def _site_losses(
         self,
-        rng_key: Array,
-        param_map: Mapping[str, Any],
         model: Callable[..., Any],
         guide: Any,
         call: tuple[tuple[Any, ...], dict[str, Any]],
         *,
         is_held_out: bool = False,
-    ) -> tuple[dict[str, Array], Array]:
+    ) -> tuple[dict[str, Tensor], Tensor]:
         check_guide(guide)
-        argument_key, rng_key = jax.random.split(rng_key)
-        args, kwargs = self.draw_arguments(argument_key) or call
+        args, kwargs = self.draw_arguments() or call
         guide.setup(*args, **kwargs)
         structure = guide.structure
         if structure.factors:
@@ -212,26 +213,30 @@ class NPE(ELBO):
                 "and cannot see a factor; use Trace_ELBO, or write the factor as an observed site"
             )
         conditional = [site.name for site in structure.latents if site.is_conditional]
+        if self.simulations is None and guide.vectorization_problem is not None:
+            self._fill_bank(model, guide.vectorization_problem, args, kwargs)
         if self.simulations is None:
             values, moments = simulate_rows(
-                handlers.substitute(model, data=dict(param_map)),
+                model,
                 self.num_simulations,
                 args,
                 kwargs,
-                rng_key,
                 conditional,
+                nesting=structure.max_plate_nesting,
             )
         else:
-            bank = self.simulations
-            values = _bank_rows(bank, self.num_simulations, rng_key, is_held_out=is_held_out)
+            values = _bank_rows(self.simulations, self.num_simulations, is_held_out=is_held_out)
             moments = None
         names = [site.name for site in (*structure.latents, *structure.observed)]
         values = {name: values[name] for name in names}
         is_finite = finite_rows(values)
-        if self.nonfinite == "drop":
-            values, moments = _fill_rows((values, moments), is_finite)
+        if self.nonfinite == "drop" and not bool(is_finite.all()):
+            values = {name: _fill_rows(value, is_finite) for name, value in values.items()}
+            moments = moments and {
+                name: tuple(_fill_rows(part, is_finite) for part in pair)
+                for name, pair in moments.items()
+            }
         log_probs = guide.site_log_probs(
-            param_map,
             args,
             kwargs,
             {site.name: values[site.name] for site in structure.latents},
@@ -239,34 +244,47 @@ class NPE(ELBO):
             batch_dims=1,
             conditionals=moments,
         )
-        weights = is_finite if self.nonfinite == "drop" else jnp.ones_like(is_finite)
-        weights = weights / jnp.sum(weights)
-        losses = {
-            name: -jnp.sum(weights * jnp.mean(part.reshape(len(part), -1), axis=1))
-            for name, part in log_probs.items()
-        }
-        return losses, is_finite
+        rows = {name: part.reshape(len(part), -1).mean(1) for name, part in log_probs.items()}
+        if self.nonfinite == "raise":
+            return {name: -row.mean() for name, row in rows.items()}, is_finite
+        weights = is_finite / is_finite.sum()
+        return {name: -(weights * row).sum() for name, row in rows.items()}, is_finite
+
+    def _fill_bank(
+        self,
+        model: Callable[..., Any],
+        problem: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        warnings.warn(
+            f"the model cannot be vectorised, so {_BANK_SIZE:,} simulations are made once, one by "
+            f"one, and used again and again: {problem}",
+            stacklevel=2,
+        )
+        bank = simulate(model, _BANK_SIZE, args=args, kwargs=kwargs, method="loop")
+        if bank.nonfinite and self.nonfinite == "raise":
+            raise ValueError(nonfinite_message(bank))
+        self.simulations = bank
 
 
-def _bank_rows(
-    bank: Simulations, num_rows: int, rng_key: Array, *, is_held_out: bool
-) -> dict[str, Array]:
+def _bank_rows(bank: Simulations, num_rows: int, *, is_held_out: bool) -> dict[str, Tensor]:
     """Random rows of the training part of a bank, or of the part held out."""
     first_held_out = len(bank) - max(int(_HELD_OUT_FRACTION * len(bank)), 1)
     low, high = (first_held_out, len(bank)) if is_held_out else (0, first_held_out)
-    rows = jax.random.randint(rng_key, (num_rows,), low, high)
-    return {name: jnp.asarray(value)[rows] for name, value in bank.sites.items()}
+    rows = torch.randint(low, high, (num_rows,))
+    return {name: torch.as_tensor(value)[rows] for name, value in bank.sites.items()}
 
 
-def _total(losses: Mapping[str, Array]) -> Array:
-    return jnp.sum(jnp.stack(list(losses.values())))
+def _total(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
 
 
 def check_guide(guide: Any) -> None:
     """Raise a TypeError if a guide lacks what NPE needs."""
-    if not isinstance(guide, ScoresLatents):
+    if not hasattr(type(guide), "site_log_probs"):
         raise TypeError(
-            f"NPE needs a guide that scores given latents (site_log_probs); "
+            "NPE needs a guide that scores given latents (site_log_probs); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
 
@@ -281,12 +299,8 @@ def nonfinite_message(simulations: Simulations) -> str:
     )
 
 
-def _fill_rows(tree: Any, is_finite: Array) -> Any:
+def _fill_rows(value: Tensor, is_finite: Tensor) -> Tensor:
     """Replace rows that are not finite by the first finite one, before any network."""
-    first = jnp.argmax(is_finite)
-
-    def fill(value: Array) -> Array:
-        keep = is_finite.reshape((-1,) + (1,) * (value.ndim - 1))
-        return jnp.where(keep, value, value[first])
-
-    return jax.tree.map(fill, tree)
+    first = int(is_finite.int().argmax())
+    keep = is_finite.reshape((-1,) + (1,) * (value.ndim - 1))
+    return torch.where(keep, value, value[first])

@@ -1,0 +1,293 @@
+"""What differs between the two packages when a test calls them: keys, parameters and arrays.
+
+`host(backend)` gives one object with the same methods for both, so that test bodies are shared.
+Everything goes in and comes out as NumPy.
+"""
+
+import importlib
+from functools import cache
+
+import numpy as np
+
+
+def numpy_tree(value):
+    """Nested dicts of host arrays as NumPy arrays."""
+    if isinstance(value, dict):
+        return {name: numpy_tree(item) for name, item in value.items()}
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    return np.asarray(value)
+
+
+class NumPyroHost:
+    """Calls of `numpyro_amortize`."""
+
+    name = "numpyro"
+
+    def __init__(self):
+        self.package = importlib.import_module("numpyro_amortize")
+        self.models = importlib.import_module("tests.models_numpyro")
+        self.infer = importlib.import_module("numpyro.infer")
+        self._jax = importlib.import_module("jax")
+
+    def module(self, name):
+        return importlib.import_module(f"numpyro_amortize.{name}")
+
+    def array(self, value):
+        """A host array in the default precision."""
+        value = np.asarray(value)
+        dtype = self._jax.numpy.result_type(float) if value.dtype.kind == "f" else None
+        return self._jax.numpy.asarray(value, dtype)
+
+    def arrays(self, values):
+        return {name: self.array(value) for name, value in values.items()}
+
+    def key(self, seed):
+        return self._jax.random.key(seed)
+
+    def guide(self, model, **options):
+        return self.package.AmortizedGuide(model, **options)
+
+    def fit(self, model, guide, objective, *, seed=0, **options):
+        return self.package.fit(
+            model, guide, objective, progress_bar=False, rng_key=self.key(seed), **options
+        )
+
+    def model_args(self, draw):
+        """A sampler of arguments for NPE from `draw(rng)` with a NumPy generator."""
+
+        def sampler(rng_key):
+            seed = int(self._jax.random.bits(rng_key))
+            return tuple(self.array(value) for value in draw(np.random.default_rng(seed)))
+
+        return sampler
+
+    def trace_elbo(self, num_particles=1):
+        return self.infer.Trace_ELBO(num_particles=num_particles)
+
+    def simulate(self, model, num, *, seed=0, **options):
+        return self.package.simulate(model, num, rng_key=self.key(seed), **options)
+
+    def build_density(self, spec, num_sites, event_size, context_size, seed=0):
+        return spec.build(num_sites, event_size, context_size, self.key(seed))
+
+    def untrained(self, model, guide, *args, **kwargs):
+        """The posterior of a guide as it is initialised, without the warning."""
+        guide.setup(*args, **kwargs)
+        return self.package.AmortizedPosterior(model, guide, params=guide.init_params())
+
+    def scrambled(self, model, guide, *args, scale=0.3, seed=0, **kwargs):
+        """A guide with random weights: nothing about it is special, its densities are real."""
+        guide.setup(*args, **kwargs)
+        rng = np.random.default_rng(seed)
+        params = guide.init_params()
+        amortized = self.module("guides.amortized").PARAMS
+        params[amortized] = {
+            name: value + self.array(scale * rng.normal(size=value.shape))
+            for name, value in params[amortized].items()
+        }
+        return self.package.AmortizedPosterior(model, guide, params=params)
+
+    def standardisation(self, amortized):
+        """The effective constants of a guide, as one vector."""
+        vector = numpy_tree(amortized.params[self.module("guides.amortized").STANDARDISATION])
+        return vector[1:] / vector[0]
+
+    def weights(self, amortized):
+        return numpy_tree(dict(amortized.params[self.module("guides.amortized").PARAMS]))
+
+    def site_log_probs(self, amortized, args, latents, observations, batch_dims=1):
+        found = amortized.guide.site_log_probs(
+            amortized.params,
+            args,
+            {},
+            self.arrays(latents),
+            self.arrays(observations),
+            batch_dims=batch_dims,
+        )
+        return numpy_tree(found)
+
+    def sample(self, posterior, num, seed=0):
+        return numpy_tree(posterior.sample(num, rng_key=self.key(seed)))
+
+    def log_prob(self, posterior, latents):
+        return numpy_tree(posterior.log_prob(self.arrays(latents)))
+
+    def log_joint(self, posterior, latents):
+        return numpy_tree(posterior.log_joint(self.arrays(latents)))
+
+    def importance_sample(self, posterior, num, seed=0, **options):
+        return posterior.importance_sample(num, rng_key=self.key(seed), **options)
+
+    def to_datatree(self, posterior, num, seed=0, **options):
+        return posterior.to_datatree(num, rng_key=self.key(seed), **options)
+
+    def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, inverse=False):
+        numbers = self._jax.numpy
+        with self._jax.enable_x64(dtype == "float64"):
+            spline = self.module("densities.spline_flow").rational_quadratic
+            image, log_slope = spline(
+                numbers.asarray(value, dtype),
+                numbers.asarray(parameters, dtype),
+                num_bins,
+                bound,
+                inverse=inverse,
+            )
+            return np.asarray(image), np.asarray(log_slope)
+
+    def spline_gradient(self, value, parameters, num_bins, bound):
+        """Derivative of the spline by automatic differentiation, at float64."""
+        with self._jax.enable_x64(True):
+            numbers, spline = self._jax.numpy, self.module("densities.spline_flow")
+            parameters = numbers.asarray(parameters)
+
+            def total(x):
+                return spline.rational_quadratic(x, parameters, num_bins, bound)[0].sum()
+
+            return np.asarray(self._jax.grad(total)(numbers.asarray(value)))
+
+    def jacobian(self, function, value):
+        """Matrix of derivatives of a map of one vector."""
+        return np.asarray(self._jax.jacobian(function)(self.array(value)))
+
+    def gradient(self, function, value):
+        """Gradient of a scalar function of one array."""
+        return np.asarray(self._jax.grad(function)(self.array(value)))
+
+    def density_log_prob(self, density, context, value, index=None):
+        found = density(self.array(context), index).log_prob(self.array(value))
+        return numpy_tree(found)
+
+
+class PyroHost:
+    """Calls of `pyro_amortize`."""
+
+    name = "pyro"
+
+    def __init__(self):
+        self.package = importlib.import_module("pyro_amortize")
+        self.models = importlib.import_module("tests.models_pyro")
+        self.infer = importlib.import_module("pyro.infer")
+        self._pyro = importlib.import_module("pyro")
+        self._torch = importlib.import_module("torch")
+
+    def module(self, name):
+        return importlib.import_module(f"pyro_amortize.{name}")
+
+    def array(self, value):
+        """A host array in the default precision."""
+        value = np.array(value)
+        dtype = self._torch.get_default_dtype() if value.dtype.kind == "f" else None
+        return self._torch.as_tensor(value, dtype=dtype)
+
+    def arrays(self, values):
+        return {name: self.array(value) for name, value in values.items()}
+
+    def seed(self, seed):
+        self._pyro.set_rng_seed(seed)
+
+    def guide(self, model, **options):
+        return self.package.AmortizedGuide(model, **options)
+
+    def fit(self, model, guide, objective, *, seed=0, **options):
+        self._pyro.clear_param_store()
+        self.seed(seed)
+        return self.package.fit(model, guide, objective, progress_bar=False, **options)
+
+    def model_args(self, draw):
+        """A sampler of arguments for NPE from `draw(rng)` with a NumPy generator."""
+
+        def sampler():
+            seed = int(self._torch.randint(2**31, ()))
+            return tuple(self.array(value) for value in draw(np.random.default_rng(seed)))
+
+        return sampler
+
+    def trace_elbo(self, num_particles=1):
+        return self.infer.Trace_ELBO(num_particles=num_particles)
+
+    def simulate(self, model, num, *, seed=0, **options):
+        self.seed(seed)
+        return self.package.simulate(model, num, **options)
+
+    def build_density(self, spec, num_sites, event_size, context_size, seed=0):
+        self.seed(seed)
+        return spec.build(num_sites, event_size, context_size)
+
+    def untrained(self, model, guide, *args, **kwargs):
+        """The posterior of a guide as it is initialised, without the warning."""
+        return self.scrambled(model, guide, *args, scale=1e-9, **kwargs)
+
+    def scrambled(self, model, guide, *args, scale=0.3, seed=0, **kwargs):
+        """A guide with random weights: nothing about it is special, its densities are real."""
+        guide.setup(*args, **kwargs)
+        rng = np.random.default_rng(seed)
+        with self._torch.no_grad():
+            for parameter in guide.parameters():
+                noise = scale * rng.normal(size=tuple(parameter.shape))
+                parameter.add_(self.array(noise))
+        return self.package.AmortizedPosterior(model, guide)
+
+    def standardisation(self, amortized):
+        """The effective constants of a guide, as one vector."""
+        return numpy_tree(amortized.guide.standardisation)
+
+    def weights(self, amortized):
+        return numpy_tree(dict(amortized.guide.named_parameters()))
+
+    def site_log_probs(self, amortized, args, latents, observations, batch_dims=1):
+        found = amortized.guide.site_log_probs(
+            args, {}, self.arrays(latents), self.arrays(observations), batch_dims=batch_dims
+        )
+        return numpy_tree(found)
+
+    def sample(self, posterior, num, seed=0):
+        self.seed(seed)
+        return numpy_tree(posterior.sample(num))
+
+    def log_prob(self, posterior, latents):
+        return numpy_tree(posterior.log_prob(self.arrays(latents)))
+
+    def log_joint(self, posterior, latents):
+        return numpy_tree(posterior.log_joint(self.arrays(latents)))
+
+    def importance_sample(self, posterior, num, seed=0, **options):
+        self.seed(seed)
+        return posterior.importance_sample(num, **options)
+
+    def to_datatree(self, posterior, num, seed=0, **options):
+        self.seed(seed)
+        return posterior.to_datatree(num, **options)
+
+    def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, inverse=False):
+        spline = self.module("densities.spline_flow").rational_quadratic
+        dtype = getattr(self._torch, dtype)
+        arrays = (self._torch.as_tensor(part, dtype=dtype) for part in (value, parameters))
+        image, log_slope = spline(*arrays, num_bins, bound, inverse=inverse)
+        return image.numpy(), log_slope.numpy()
+
+    def spline_gradient(self, value, parameters, num_bins, bound):
+        """Derivative of the spline by automatic differentiation, at float64."""
+        spline = self.module("densities.spline_flow").rational_quadratic
+        value = self._torch.as_tensor(value).clone().requires_grad_()
+        image, _ = spline(value, self._torch.as_tensor(parameters), num_bins, bound)
+        return self._torch.autograd.grad(image.sum(), value)[0].numpy()
+
+    def jacobian(self, function, value):
+        """Matrix of derivatives of a map of one vector."""
+        return self._torch.autograd.functional.jacobian(function, self.array(value)).numpy()
+
+    def gradient(self, function, value):
+        """Gradient of a scalar function of one array."""
+        value = self.array(value).requires_grad_()
+        return self._torch.autograd.grad(function(value), value)[0].numpy()
+
+    def density_log_prob(self, density, context, value, index=None):
+        found = density(self.array(context), index).log_prob(self.array(value))
+        return numpy_tree(found)
+
+
+@cache
+def host(name):
+    """The one adapter of a backend, `"pyro"` or `"numpyro"`."""
+    return {"pyro": PyroHost, "numpyro": NumPyroHost}[name]()

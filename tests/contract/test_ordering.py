@@ -1,0 +1,64 @@
+"""Order, parents and pooling: pure functions of names and edges."""
+
+import pytest
+
+
+@pytest.fixture
+def ordering(host):
+    return host.module("ordering")
+
+
+def test_order_puts_event_plates_first_then_fewer_then_smaller_plates(ordering):
+    plates = {"a": ("big",), "b": (), "c": ("small",), "d": (), "e": ("big", "small"), "f": ()}
+    folded = dict.fromkeys(plates, ()) | {"f": ("features",)}
+    order = ordering.order_latents(list(plates), plates, folded, {"big": 9, "small": 2})
+    assert order == ("f", "b", "d", "c", "a", "e")
+
+
+def test_order_of_equal_sites_is_that_of_the_model(ordering):
+    names = ["zeta", "alpha", "mid"]
+    empty = dict.fromkeys(names, ())
+    assert ordering.order_latents(names, empty, empty, {}) == tuple(names)
+
+
+CHAIN = {"a": set(), "b": {"a"}, "c": {"b"}, "y": {"c"}}
+COLLIDER = {"a": set(), "b": set(), "y": {"a", "b"}}
+SEPARATE = {"a": set(), "b": set(), "x": {"a"}, "y": {"b"}}
+
+
+@pytest.mark.parametrize(
+    ("dependencies", "order", "name", "expected"),
+    [
+        (CHAIN, ("a", "b", "c"), "b", ("a",)),
+        (CHAIN, ("a", "b", "c"), "c", ("b",)),  # a is screened off by b
+        (CHAIN, ("c", "b", "a"), "a", ("b",)),
+        (CHAIN, ("b", "a", "c"), "c", ("b",)),
+        (CHAIN, ("a", "c", "b"), "c", ("a",)),  # joined through b, which is later
+        (COLLIDER, ("a", "b"), "b", ("a",)),  # explaining away
+        (SEPARATE, ("a", "b"), "b", ()),
+    ],
+)
+def test_needed_parents(ordering, dependencies, order, name, expected):
+    assert ordering.needed_parents(name, order, dependencies) == expected
+
+
+def test_moral_graph_marries_parents(ordering):
+    graph = ordering.moral_graph(COLLIDER)
+    assert graph == {"a": {"b", "y"}, "b": {"a", "y"}, "y": {"a", "b"}}
+
+
+def test_coupled_through_a_site_outside_the_plate(ordering):
+    dependencies = {"u": set(), "y": {"u"}, "total": {"u"}}
+    plates = {"u": ("rows",), "y": ("rows",), "total": ()}
+    assert ordering.coupled_through("u", ("u",), dependencies, plates) == ("total", "rows")
+    del dependencies["total"]
+    assert ordering.coupled_through("u", ("u",), dependencies, plates) is None
+
+
+def test_pooling_goes_by_the_plate_that_fewest_latents_carry(ordering):
+    dims = {"g": -2, "n": -1}
+    chain = ordering.pooling_chain
+    assert chain(("g", "n"), [(), ("g",)], dims) == (("g", "n"), ("g",), ())
+    assert chain(("g", "n"), [(), ("n",)], dims) == (("g", "n"), ("n",), ())
+    assert chain(("g", "n"), [()], dims) == (("g", "n"), ("g",), ())  # a tie: the rightmost
+    assert chain((), [()], dims) == ((),)

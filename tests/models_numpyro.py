@@ -1,0 +1,306 @@
+"""The test models in NumPyro; `models_pyro.py` has the same functions."""
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro.distributions.transforms import OrderedTransform
+
+from tests.problems import PROBLEMS
+
+_CONJUGATE = PROBLEMS["conjugate_normal"]
+_SCALE = PROBLEMS["normal_unknown_scale"]
+_SIGN = PROBLEMS["two_mode_sign"]
+_BETA = PROBLEMS["beta_binomial"]
+_GROUPS = PROBLEMS["hierarchical_normal"]
+
+
+def conjugate_normal(x=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", _CONJUGATE.num_rows, dim=-1):
+        numpyro.sample("x", dist.Normal(z, _CONJUGATE.noise), obs=x)
+
+
+def conjugate_normal_many(x=None, num_datasets=2):
+    with numpyro.plate("datasets", num_datasets, dim=-2):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", _CONJUGATE.num_rows, dim=-1):
+            numpyro.sample("x", dist.Normal(z, _CONJUGATE.noise), obs=x)
+
+
+def _linear_gaussian(dim):
+    problem = PROBLEMS[f"linear_gaussian_{dim}"]
+
+    def model(x=None):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([dim]).to_event(1))
+        with numpyro.plate("rows", problem.num_rows, dim=-1):
+            mean = z @ jnp.asarray(problem.matrix.T)
+            numpyro.sample("x", dist.Normal(mean, problem.noise).to_event(1), obs=x)
+
+    def many(x=None, num_datasets=2):
+        with numpyro.plate("datasets", num_datasets, dim=-2):
+            z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([dim]).to_event(1))
+            with numpyro.plate("rows", problem.num_rows, dim=-1):
+                mean = z @ jnp.asarray(problem.matrix.T)
+                numpyro.sample("x", dist.Normal(mean, problem.noise).to_event(1), obs=x)
+
+    return model, many
+
+
+linear_gaussian_2, linear_gaussian_2_many = _linear_gaussian(2)
+linear_gaussian_10, linear_gaussian_10_many = _linear_gaussian(10)
+
+
+def two_mode_sign(x=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("x", dist.Normal(z**2, _SIGN.noise), obs=x)
+
+
+def beta_binomial(k=None):
+    p = numpyro.sample("p", dist.Beta(_BETA.a, _BETA.b))
+    numpyro.sample("k", dist.Binomial(_BETA.total, p), obs=k)
+
+
+def normal_unknown_scale(x=None):
+    sigma2 = numpyro.sample("sigma2", dist.InverseGamma(_SCALE.shape, _SCALE.rate))
+    mu = numpyro.sample("mu", dist.Normal(0.0, jnp.sqrt(sigma2 / _SCALE.kappa)))
+    with numpyro.plate("rows", _SCALE.num_rows, dim=-1):
+        numpyro.sample("x", dist.Normal(mu, jnp.sqrt(sigma2)), obs=x)
+
+
+def hierarchical_normal(y=None, num_groups=_GROUPS.num_groups):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", num_groups, dim=-1):
+        theta = numpyro.sample("theta", dist.Normal(mu, _GROUPS.tau))
+        numpyro.sample("y", dist.Normal(theta, _GROUPS.noise), obs=y)
+
+
+def eight_schools_noncentered(sigma, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+    with numpyro.plate("schools", len(sigma), dim=-1):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        theta = numpyro.deterministic("theta", mu + tau * z)
+        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def eight_schools_centered(sigma, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = numpyro.sample("tau", dist.HalfCauchy(5.0))
+    with numpyro.plate("schools", len(sigma), dim=-1):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def linear_regression(features, y=None):
+    """The plate of coefficients is carried by no observed site."""
+    scale = numpyro.sample("scale", dist.HalfNormal(1.0))
+    with numpyro.plate("coefficients", 3, dim=-1):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    mean = (features * slope[..., None, :]).sum(-1)
+    with numpyro.plate("rows", len(features), dim=-1):
+        numpyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
+def nested_groups(y=None):
+    """Two nested plates: groups of rows, with a latent of each group."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    scale = numpyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    with numpyro.plate("groups", 4, dim=-2):
+        level = numpyro.sample("level", dist.Normal(mu, scale))
+        with numpyro.plate("rows", 5, dim=-1):
+            numpyro.sample("y", dist.Normal(level, 0.5), obs=y)
+
+
+SUPPORTS = {
+    "real": lambda: dist.Normal(1.0, 2.0),
+    "positive": lambda: dist.Gamma(3.0, 1.0),
+    "greater_than": lambda: dist.Pareto(2.0, 3.0),
+    "interval": lambda: dist.Uniform(1.0, 3.0),
+    "simplex": lambda: dist.Dirichlet(jnp.array([2.0, 3.0, 4.0])),
+    "ordered": lambda: dist.TransformedDistribution(
+        dist.Normal(0.0, 1.0).expand([2]).to_event(1), OrderedTransform()
+    ),
+    "corr_cholesky": lambda: dist.LKJCholesky(2, 1.0),
+}
+
+
+def with_support(kind):
+    """A model with one latent `u` on this support, and three rows of data."""
+
+    def model(y=None):
+        u = numpyro.sample("u", SUPPORTS[kind]())
+        first = u[..., 0] if kind in ("simplex", "ordered") else u
+        if kind == "corr_cholesky":
+            first = u[..., 1, 0]
+        with numpyro.plate("rows", 3, dim=-1):
+            numpyro.sample("y", dist.Normal(first, 1.0), obs=y)
+
+    return model
+
+
+def wide_supports(y=None):
+    """Larger events of every vector support in one model."""
+    simplex = numpyro.sample("simplex", dist.Dirichlet(jnp.ones(4)))
+    ordered = numpyro.sample(
+        "ordered",
+        dist.TransformedDistribution(
+            dist.Normal(0.0, 1.0).expand([3]).to_event(1), OrderedTransform()
+        ),
+    )
+    corr = numpyro.sample("corr", dist.LKJCholesky(3, 1.0))
+    box = numpyro.sample("box", dist.Uniform(-1.0, 1.0).expand([2]).to_event(1))
+    mean = simplex[..., 0] + ordered[..., 0] + corr[..., 1, 0] + box[..., 0]
+    with numpyro.plate("rows", 3, dim=-1):
+        numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+# Models that a guide must refuse, or that go wrong while they are simulated.
+
+
+def no_latent(y=None):
+    numpyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+
+def two_observed(a=None, b=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("a", dist.Normal(z, 1.0), obs=a)
+    numpyro.sample("b", dist.Normal(z, 1.0), obs=b)
+
+
+def improper(y=None):
+    z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def discrete_latent(y=None):
+    z = numpyro.sample("z", dist.Bernoulli(0.5))
+    numpyro.sample("y", dist.Normal(1.0 * z, 1.0), obs=y)
+
+
+def with_factor(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.factor("push", -(z**2))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def uncovered_batch(y=None):
+    z = numpyro.sample("z", dist.Normal(jnp.zeros(3), 1.0))
+    numpyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
+
+
+def moving_support(y=None):
+    z = numpyro.sample("z", dist.LogNormal(0.0, 1.0))
+    u = numpyro.sample("u", dist.Uniform(0.0, z))
+    numpyro.sample("y", dist.Normal(u, 1.0), obs=y)
+
+
+def elementwise_bounds(y=None):
+    with numpyro.plate("rows", 2, dim=-1):
+        u = numpyro.sample("u", dist.Uniform(0.0, jnp.array([1.0, 2.0])))
+        numpyro.sample("y", dist.Normal(u, 1.0), obs=y)
+
+
+def random_walk(y=None):
+    """Every site reads the data of the row before it: teacher forcing."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    before = jnp.zeros(4) if y is None else jnp.concatenate([jnp.zeros(1), y[:-1]])
+    with numpyro.plate("rows", 4, dim=-1):
+        numpyro.sample("y", dist.Normal(z + before, 1.0), obs=y)
+
+
+def summed_plate(y=None):
+    """Elements of a local latent meet in a site outside their plate."""
+    with numpyro.plate("rows", 3, dim=-1):
+        u = numpyro.sample("u", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(u, 1.0), obs=y)
+    numpyro.sample("total", dist.Normal(u.sum(-1), 1.0))
+
+
+def summed_inside(y=None):
+    """Elements of a local latent meet inside their own plate."""
+    with numpyro.plate("rows", 3, dim=-1):
+        u = numpyro.sample("u", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(u + u.mean(-1, keepdims=True), 1.0), obs=y)
+
+
+def hidden_constant(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1):
+        numpyro.sample("y", dist.Normal(z + jnp.arange(3.0), 1.0), obs=y)
+
+
+def crossed(y=None):
+    with numpyro.plate("left", 3, dim=-2):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    with numpyro.plate("right", 2, dim=-1):
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    with numpyro.plate("left", 3, dim=-2), numpyro.plate("right", 2, dim=-1):
+        numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+
+
+def masked(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1):
+        rows = dist.Normal(z, 1.0).expand([3]).mask(jnp.array([True, True, False]))
+        numpyro.sample("y", rows, obs=y)
+
+
+def masked_by_handler(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1), numpyro.handlers.mask(mask=jnp.array([True, True, False])):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def scaled(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.handlers.scale(scale=2.0):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def subsampled(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 6, subsample_size=3, dim=-1):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def sometimes_nan(y=None):
+    """NaN in 5 % of the simulations."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    mean = jnp.where(z > 1.645, jnp.nan, z)
+    with numpyro.plate("rows", 2, dim=-1):
+        numpyro.sample("y", dist.Normal(mean, 1.0, validate_args=False), obs=y)
+
+
+def always_nan(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z * jnp.nan, 1.0, validate_args=False), obs=y)
+
+
+def with_parameter(y=None):
+    scale = numpyro.param("scale", jnp.array(2.0), constraint=dist.constraints.positive)
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 50, dim=-1):
+        numpyro.sample("y", dist.Normal(z, scale), obs=y)
+
+
+def flaky_family(flag, y=None):
+    """Its conditional site changes family with a plain argument."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1):
+        family = dist.Normal(mu, 1.0) if flag is None else dist.Uniform(mu - 1.0, mu + 1.0)
+        u = numpyro.sample("u", family)
+        numpyro.sample("y", dist.Normal(u, 1.0), obs=y)
+
+
+def python_branch(y=None):
+    """Cannot be traced or vectorised: it branches in Python on a drawn value."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    mean = z if z > 0 else -z
+    numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def cross_plate_sum(y=None):
+    """A reduction without a dimension: right alone, wrong under an outer plate (trap 6)."""
+    with numpyro.plate("parts", 3, dim=-1):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(a.sum(), 1.0), obs=y)
