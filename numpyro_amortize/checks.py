@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
-from numpyro_amortize.simulate import is_factor, log_densities, run_model, site_values
 from numpyro_amortize.structure import ModelStructure
+from numpyro_amortize.tracing import is_factor, log_densities, run_model, site_values
 
 _KEY = 20260101
 

@@ -18,7 +18,8 @@ from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.objectives import NPE
 from numpyro_amortize.objectives.npe import nonfinite_message
 from numpyro_amortize.posterior import AmortizedPosterior
-from numpyro_amortize.simulate import plate_sizes, simulate
+from numpyro_amortize.simulate import simulate
+from numpyro_amortize.tracing import plate_sizes
 from numpyro_amortize.training_step import Call, TrainingStep
 
 _NUM_REPORTS = 50
@@ -87,14 +88,14 @@ def fit(
     key = jax.random.key(0) if rng_key is None else rng_key
     key, held_out_key, argument_key = jax.random.split(key, 3)
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]
-    is_npe = isinstance(objective, NPE)
-    draw_call = objective.draw_arguments if is_npe and objective.model_args else None
-    if draw_call:
+    npe = objective if isinstance(objective, NPE) else None
+    draw_call = npe.draw_arguments if npe and npe.model_args else None
+    if npe and draw_call:
         calls = [draw_call(each) for each in jax.random.split(argument_key, _ARGUMENT_DRAWS)]
-        objective = objective.with_fixed_arguments()
+        objective = npe = npe.with_fixed_arguments()
     guide.setup_over(calls)
-    if is_npe and objective.simulations is None:
-        _check_simulations(model, objective, calls[0])
+    if npe and npe.simulations is None:
+        _check_simulations(model, npe, calls[0])
     step = TrainingStep(
         model,
         guide,
@@ -111,7 +112,7 @@ def fit(
     chunk = 1 if draw_call else max(num_steps // _NUM_REPORTS, 1)
     report_every = max(num_steps // _NUM_REPORTS, 1)
     held_out_keys = jax.random.split(held_out_key, _HELD_OUT_KEYS)
-    per_step = objective.num_simulations if is_npe else 0
+    per_step = npe.num_simulations if npe else 0
     losses, num_nonfinite, held_out = [], 0, []
     seen: dict[tuple[Any, ...], dict[str, int]] = {}
     last_done, last_time = 0, time.perf_counter()

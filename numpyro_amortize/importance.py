@@ -21,6 +21,7 @@ from amortize_diagnostics import (
 )
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.layout import align, natural
+from numpyro_amortize.observations import data_plate_sizes
 from numpyro_amortize.simulate import joint_log_densities
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -216,7 +217,7 @@ def split_density(
 
 
 def _num_elements(guide: AmortizedGuide, data: Mapping[str, Array]) -> int:
-    sizes = guide.plate_sizes(data)
+    sizes = data_plate_sizes(guide.structure, data)
     return int(np.prod(list(sizes.values()))) if sizes else 1
 
 

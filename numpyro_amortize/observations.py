@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from numpyro_amortize.layout import pack_plain
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
 
@@ -50,6 +51,28 @@ def check_observations(
         _check_values(site, value)
         checked[site.name] = value
     return checked
+
+
+def check_settings(structure: ModelStructure, settings: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a plain argument is not what the guide was set up with."""
+    for name, value in structure.settings.items():
+        if settings.get(name, value) != value:
+            raise ValueError(
+                f"argument '{name}': expected {value!r}, with which the guide was set up, "
+                f"got {settings[name]!r}; make a new guide, or declare a plate size in sizes="
+            )
+
+
+def data_plate_sizes(
+    structure: ModelStructure, observations: Mapping[str, Array], batch_dims: int = 0
+) -> dict[str, int]:
+    """Size of every plate that is not an event, as the data have it."""
+    sizes = {}
+    for site in structure.observed:
+        aligned = pack_plain(structure, site, observations[site.name], batch_dims)
+        for plate in site.plates:
+            sizes[plate] = aligned.shape[structure.plates[plate].dim - 1]
+    return sizes
 
 
 def _numbers(site: SiteInfo, value: Any) -> Array:

@@ -20,6 +20,7 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples, importance_samples
 from numpyro_amortize.layout import align
+from numpyro_amortize.observations import data_plate_sizes
 from numpyro_amortize.simulate import joint_log_densities, replay, simulate
 from numpyro_amortize.storage import load_guide, save_guide
 from numpyro_amortize.structure import ModelStructure, SiteInfo
@@ -102,7 +103,7 @@ class AmortizedPosterior:
             )
         batch_dims = 0 if observations is None else 1
         found = self.guide.find_observations(args, kwargs, observations, batch_dims)
-        self._warn_of_sizes(self.guide.plate_sizes(found, batch_dims))
+        self._warn_of_sizes(data_plate_sizes(self.guide.structure, found, batch_dims))
         return Posterior(self, args, kwargs, found, batch_dims=batch_dims)
 
     def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:

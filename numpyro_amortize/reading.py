@@ -22,9 +22,9 @@ from numpyro_amortize.checks import (
     read_data,
 )
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
-from numpyro_amortize.simulate import Trace, is_factor, location_scale, run_model
 from numpyro_amortize.structure import InputInfo, ModelStructure, PlateInfo, SiteInfo
 from numpyro_amortize.supports import SUPPORTED, Support, read_support
+from numpyro_amortize.tracing import Trace, is_factor, location_scale, run_model
 
 InputPlates = Mapping[str, str | Sequence[str] | None]
 Parents = Literal["auto"] | Mapping[str, Sequence[str]]

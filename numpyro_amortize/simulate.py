@@ -10,20 +10,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import Array
-from numpyro import handlers
 
-Trace = dict[str, dict[str, Any]]
-_LOCATION_SCALE = (
-    dist.Normal,
-    dist.LogNormal,
-    dist.StudentT,
-    dist.Cauchy,
-    dist.Laplace,
-    dist.Logistic,
-    dist.Gumbel,
-)
+from numpyro_amortize.tracing import location_scale, log_densities, run_model, site_values
 
 
 @dataclass(frozen=True)
@@ -54,98 +43,6 @@ class Simulations:
     def is_finite(self) -> np.ndarray:
         """Which runs are finite at every site, shape `(num_simulations,)`."""
         return np.asarray(finite_rows(self.sites))
-
-
-def run_model(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    rng_key: Array,
-    *,
-    values: Mapping[str, Any] | None = None,
-) -> Trace:
-    """One run of the model with nothing observed, hidden from every outer handler.
-
-    Args:
-        model: The user's model.
-        args: Positional arguments of the model.
-        kwargs: Keyword arguments of the model.
-        rng_key: Key of the run.
-        values: Values for some sites (constrained) in place of draws.
-
-    Returns:
-        The host's trace.
-    """
-    with handlers.block():
-        free = handlers.uncondition(handlers.seed(model, rng_key))
-        if values:
-            free = handlers.substitute(free, data=dict(values))
-        return handlers.trace(free).get_trace(*args, **kwargs)
-
-
-def plate_sizes(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, int]:
-    """Size of every plate of a call of the model."""
-    trace = run_model(model, args, kwargs, jax.random.key(0))
-    return {
-        frame.name: frame.size
-        for site in trace.values()
-        if site["type"] == "sample"
-        for frame in site["cond_indep_stack"]
-    }
-
-
-def site_values(trace: Trace) -> dict[str, Array]:
-    """Values of the sample and deterministic sites of a trace (`factor` sites left out)."""
-    return {
-        name: jnp.asarray(site["value"])
-        for name, site in trace.items()
-        if site["type"] == "deterministic" or (site["type"] == "sample" and not is_factor(site))
-    }
-
-
-def is_factor(site: Mapping[str, Any]) -> bool:
-    """Whether a site comes from `numpyro.factor`."""
-    return site["type"] == "sample" and isinstance(base_distribution(site["fn"]), dist.Unit)
-
-
-def base_distribution(fn: Any) -> Any:
-    """A distribution without its independent, expanded and masked wrappers."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def location_scale(fn: Any) -> tuple[Array, Array] | None:
-    """Location and scale of a distribution on the unconstrained line, if it has them.
-
-    For LogNormal they belong to the logarithm, which is the unconstrained value.
-
-    Args:
-        fn: A host distribution.
-
-    Returns:
-        Two arrays that broadcast to `fn.shape()`, or None.
-    """
-    base = base_distribution(fn)
-    if isinstance(base, _LOCATION_SCALE):
-        loc, scale = base.loc, base.scale
-    elif isinstance(base, dist.MultivariateNormal):
-        loc, scale = base.loc, jnp.sqrt(base.variance)
-    else:
-        return None
-    shape = fn.shape()
-    return jnp.broadcast_to(loc, shape), jnp.broadcast_to(scale, shape)
-
-
-def log_densities(trace: Trace) -> dict[str, Array]:
-    """Log density of every sample site at its value, per batch element, unscaled, in nats."""
-    return {
-        name: site["fn"].log_prob(site["value"])
-        for name, site in trace.items()
-        if site["type"] == "sample"
-    }
 
 
 def joint_log_densities(

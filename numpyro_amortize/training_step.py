@@ -18,7 +18,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.amortized import STANDARDISATION
 from numpyro_amortize.objectives import NPE
-from numpyro_amortize.simulate import log_densities, run_model
+from numpyro_amortize.tracing import log_densities, run_model
 
 _CLIP_NORM = 5.0
 

@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_amortize.simulate import is_factor, log_densities, run_model, seeded, site_values
 from pyro_amortize.structure import ModelStructure
+from pyro_amortize.tracing import is_factor, log_densities, run_model, seeded, site_values
 
 _SEED = 20260101
 
@@ -33,7 +33,7 @@ def read_data(
 ) -> dict[str, Tensor]:
     """Values that the model observes when it is called with these arguments, by site."""
     with poutine.block(), torch.no_grad(), seeded(_SEED):
-        nodes = poutine.trace(model).get_trace(*args, **kwargs).nodes
+        nodes: Mapping[str, Any] = poutine.trace(model).get_trace(*args, **kwargs).nodes
     return {
         name: _spread(torch.as_tensor(site["value"]), tuple(site["fn"].shape()))
         for name, site in nodes.items()

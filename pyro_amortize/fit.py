@@ -15,7 +15,8 @@ from pyro_amortize.history import TrainingHistory
 from pyro_amortize.objectives import NPE
 from pyro_amortize.objectives.npe import nonfinite_message
 from pyro_amortize.posterior import AmortizedPosterior
-from pyro_amortize.simulate import plate_sizes, simulate
+from pyro_amortize.simulate import simulate
+from pyro_amortize.tracing import plate_sizes
 from pyro_amortize.training_step import Call, MakeOptimizer, TrainingStep
 
 _NUM_REPORTS = 50
@@ -78,14 +79,14 @@ def fit(
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     start = time.perf_counter()
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]
-    is_npe = isinstance(objective, NPE)
-    draw_call = objective.draw_arguments if is_npe and objective.model_args else None
-    if draw_call:
+    npe = objective if isinstance(objective, NPE) else None
+    draw_call = npe.draw_arguments if npe and npe.model_args else None
+    if npe and draw_call:
         calls = [draw_call() for _ in range(_ARGUMENT_DRAWS)]
-        objective = objective.with_fixed_arguments()
+        objective = npe = npe.with_fixed_arguments()
     guide.setup_over(calls)
-    if is_npe and objective.simulations is None and guide.is_vectorized:
-        _check_simulations(model, objective, calls[0])
+    if npe and npe.simulations is None and guide.is_vectorized:
+        _check_simulations(model, npe, calls[0])
     step = TrainingStep(
         model,
         guide,
@@ -97,7 +98,7 @@ def fit(
     )
 
     report_every = max(num_steps // _NUM_REPORTS, 1)
-    per_step = objective.num_simulations if is_npe else 0
+    per_step = npe.num_simulations if npe else 0
     losses, num_nonfinite, held_out = [], 0, []
     seen: dict[tuple[Any, ...], dict[str, int]] = {}
     last_done, last_time = 0, time.perf_counter()

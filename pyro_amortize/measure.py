@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pyro_amortize.checks import bound_arguments
 from pyro_amortize.layout import pack, pack_moments, pack_plain
-from pyro_amortize.simulate import conditional_location_scale, seeded, simulate, simulate_rows
+from pyro_amortize.simulate import conditional_location_scale, simulate, simulate_rows
 from pyro_amortize.standardisation import Standardisation, robust_moments
 from pyro_amortize.structure import ModelStructure
+from pyro_amortize.tracing import seeded
 
 _NUM_SIMULATIONS = 2048
 

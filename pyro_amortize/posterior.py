@@ -18,6 +18,7 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples, importance_samples
 from pyro_amortize.layout import align
+from pyro_amortize.observations import data_plate_sizes
 from pyro_amortize.simulate import joint_log_densities, replay, simulate
 from pyro_amortize.storage import load_guide, save_guide
 from pyro_amortize.structure import ModelStructure, SiteInfo
@@ -93,7 +94,7 @@ class AmortizedPosterior:
             )
         batch_dims = 0 if observations is None else 1
         found = self.guide.find_observations(args, kwargs, observations, batch_dims)
-        self._warn_of_sizes(self.guide.plate_sizes(found, batch_dims))
+        self._warn_of_sizes(data_plate_sizes(self.guide.structure, found, batch_dims))
         return Posterior(self, args, kwargs, found, batch_dims=batch_dims)
 
     def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:

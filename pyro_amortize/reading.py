@@ -22,7 +22,9 @@ from pyro_amortize.checks import (
     read_data,
 )
 from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
-from pyro_amortize.simulate import (
+from pyro_amortize.structure import InputInfo, ModelStructure, PlateInfo, SiteInfo
+from pyro_amortize.supports import SUPPORTED, Support, read_support
+from pyro_amortize.tracing import (
     Trace,
     base_distribution,
     is_factor,
@@ -30,8 +32,6 @@ from pyro_amortize.simulate import (
     run_model,
     seeded,
 )
-from pyro_amortize.structure import InputInfo, ModelStructure, PlateInfo, SiteInfo
-from pyro_amortize.supports import SUPPORTED, Support, read_support
 
 InputPlates = Mapping[str, str | Sequence[str] | None]
 Parents = Literal["auto"] | Mapping[str, Sequence[str]]
@@ -361,7 +361,7 @@ def _dependencies(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, set[str]]:
     with poutine.block(), torch.no_grad(), seeded(0):
-        found = get_dependencies(model, args, dict(kwargs))["prior_dependencies"]
+        found: Any = get_dependencies(model, args, dict(kwargs))["prior_dependencies"]
     return {child: set(parents) - {child} for child, parents in found.items()}
 
 

@@ -104,5 +104,8 @@ def robust_moments(name: str, arrays: Sequence[Tensor]) -> Moments:
     scale = (upper - lower) / _NORMAL_IQR
     scale = np.where(scale > 0, scale, np.std(rows, axis=0))
     scale = np.where(scale > 0, scale, 1.0)
-    options = {"dtype": torch.get_default_dtype(), "device": device}
-    return torch.as_tensor(loc, **options), torch.as_tensor(scale, **options)
+    dtype = torch.get_default_dtype()
+    return (
+        torch.as_tensor(loc, dtype=dtype, device=device),
+        torch.as_tensor(scale, dtype=dtype, device=device),
+    )

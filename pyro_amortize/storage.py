@@ -19,8 +19,9 @@ from pyro_amortize import embeddings as embedding_families
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.reading import read_structure
-from pyro_amortize.simulate import run_model, seeded, vectorization_problem
+from pyro_amortize.simulate import vectorization_problem
 from pyro_amortize.structure import ModelStructure
+from pyro_amortize.tracing import run_model, seeded
 
 FORMAT = "amortize-guide"
 FORMAT_VERSION = 1

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.objectives import NPE
-from pyro_amortize.simulate import log_densities, seeded
+from pyro_amortize.tracing import log_densities, seeded
 
 _CLIP_NORM = 5.0
 
@@ -39,7 +38,7 @@ class TrainingStep:
         self,
         model: Callable[..., Any],
         guide: AmortizedGuide,
-        objective: ELBO,
+        objective: Any,
         call: Call,
         *,
         optimizer: MakeOptimizer | None,
@@ -115,7 +114,8 @@ class TrainingStep:
         args, kwargs = call
         with poutine.trace(param_only=True) as capture:
             self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
-        return [site["value"].unconstrained() for site in capture.trace.nodes.values()]
+        values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
+        return [value.unconstrained() for value in values]
 
 
 def _site_densities(
@@ -130,7 +130,7 @@ def _site_densities(
     found: dict[str, Tensor] = {}
     for trace in (guide_trace, model_trace):
         sites = {
-            name: node
+            name: dict(node)
             for name, node in trace.nodes.items()
             if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
         }

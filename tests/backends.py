@@ -97,15 +97,12 @@ class NumPyroHost:
         return numpy_tree(dict(amortized.params[self.module("guides.amortized").PARAMS]))
 
     def site_log_probs(self, amortized, args, latents, observations, batch_dims=1):
-        found = amortized.guide.site_log_probs(
-            amortized.params,
-            args,
-            {},
-            self.arrays(latents),
-            self.arrays(observations),
-            batch_dims=batch_dims,
-        )
-        return numpy_tree(found)
+        def score(latents, observations):
+            return amortized.guide.site_log_probs(
+                amortized.params, args, {}, latents, observations, batch_dims=batch_dims
+            )
+
+        return numpy_tree(self._jax.jit(score)(self.arrays(latents), self.arrays(observations)))
 
     def sample(self, posterior, num, seed=0):
         return numpy_tree(posterior.sample(num, rng_key=self.key(seed)))
@@ -155,8 +152,22 @@ class NumPyroHost:
         return np.asarray(self._jax.grad(function)(self.array(value)))
 
     def density_log_prob(self, density, context, value, index=None):
-        found = density(self.array(context), index).log_prob(self.array(value))
-        return numpy_tree(found)
+        @self._jax.jit
+        def score(context, value):
+            return density(context, index).log_prob(value)
+
+        return numpy_tree(score(self.array(context), self.array(value)))
+
+    def density_draw(self, density, context):
+        """Draws of the first site, and the density that came with them."""
+
+        @self._jax.jit
+        def draw(context, key):
+            distribution = density(context, 0)
+            value, inner = distribution.sample_with_intermediates(key)
+            return value, distribution.log_prob(value, inner)
+
+        return tuple(np.asarray(part) for part in draw(self.array(context), self.key(0)))
 
 
 class PyroHost:
@@ -262,7 +273,7 @@ class PyroHost:
     def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, inverse=False):
         spline = self.module("densities.spline_flow").rational_quadratic
         dtype = getattr(self._torch, dtype)
-        arrays = (self._torch.as_tensor(part, dtype=dtype) for part in (value, parameters))
+        arrays = (self._torch.tensor(np.array(part), dtype=dtype) for part in (value, parameters))
         image, log_slope = spline(*arrays, num_bins, bound, inverse=inverse)
         return image.numpy(), log_slope.numpy()
 
@@ -285,6 +296,13 @@ class PyroHost:
     def density_log_prob(self, density, context, value, index=None):
         found = density(self.array(context), index).log_prob(self.array(value))
         return numpy_tree(found)
+
+    def density_draw(self, density, context):
+        """Draws of the first site, and the density that came with them."""
+        self.seed(0)
+        distribution = density(self.array(context), 0)
+        value = distribution.rsample()
+        return numpy_tree(value), numpy_tree(distribution.log_prob(value))
 
 
 @cache

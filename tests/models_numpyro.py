@@ -230,11 +230,12 @@ def hidden_constant(y=None):
 
 
 def crossed(y=None):
-    with numpyro.plate("left", 3, dim=-2):
+    left, right = numpyro.plate("left", 3, dim=-2), numpyro.plate("right", 2, dim=-1)
+    with left:
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
-    with numpyro.plate("right", 2, dim=-1):
+    with right:
         b = numpyro.sample("b", dist.Normal(0.0, 1.0))
-    with numpyro.plate("left", 3, dim=-2), numpyro.plate("right", 2, dim=-1):
+    with left, right:
         numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
 
 
@@ -304,3 +305,10 @@ def cross_plate_sum(y=None):
     with numpyro.plate("parts", 3, dim=-1):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
     numpyro.sample("y", dist.Normal(a.sum(), 1.0), obs=y)
+
+
+def paired_rows(a=None, b=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1):
+        numpyro.sample("a", dist.Normal(z, 1.0), obs=a)
+        numpyro.sample("b", dist.Normal(z, 2.0), obs=b)

@@ -230,11 +230,12 @@ def hidden_constant(y=None):
 
 
 def crossed(y=None):
-    with pyro.plate("left", 3, dim=-2):
+    left, right = pyro.plate("left", 3, dim=-2), pyro.plate("right", 2, dim=-1)
+    with left:
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
-    with pyro.plate("right", 2, dim=-1):
+    with right:
         b = pyro.sample("b", dist.Normal(0.0, 1.0))
-    with pyro.plate("left", 3, dim=-2), pyro.plate("right", 2, dim=-1):
+    with left, right:
         pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
 
 
@@ -304,3 +305,10 @@ def cross_plate_sum(y=None):
     with pyro.plate("parts", 3, dim=-1):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(a.sum(), 1.0), obs=y)
+
+
+def paired_rows(a=None, b=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 3, dim=-1):
+        pyro.sample("a", dist.Normal(z, 1.0), obs=a)
+        pyro.sample("b", dist.Normal(z, 2.0), obs=b)

@@ -53,7 +53,7 @@ class SplineFlowDensity(Density):
     num_transforms: int = 5
     num_bins: int = 8
     hidden_dims: tuple[int, ...] = (64, 64)
-    bound: float = 5.0
+    bound: float = 10.0
 
     def __post_init__(self) -> None:
         if self.num_transforms < 1:

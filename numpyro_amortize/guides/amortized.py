@@ -19,9 +19,9 @@ from numpyro_amortize.densities import Density, SplineFlowDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
 from numpyro_amortize.guides.specifications import check_specifications, resolve_specifications
-from numpyro_amortize.layout import pack_moments, pack_plain
+from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
-from numpyro_amortize.observations import check_observations
+from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
@@ -230,7 +230,7 @@ class AmortizedGuide:
                     stack.enter_context(numpyro.plate(plate, size, dim=info.dim))
                 return numpyro.sample(site.name, distribution)
 
-        plate_sizes = self.plate_sizes(found)
+        plate_sizes = data_plate_sizes(self.structure, found)
         return self._run(params, args, kwargs, found, 0, draw)
 
     def find_observations(
@@ -255,26 +255,12 @@ class AmortizedGuide:
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
         settings = read_settings(self.model, args, kwargs, self.sizes)
-        for name, value in self.structure.settings.items():
-            if settings.get(name, value) != value:
-                raise ValueError(
-                    f"argument '{name}': expected {value!r}, with which the guide was set up, "
-                    f"got {settings[name]!r}; make a new guide, or declare a plate size in sizes="
-                )
+        check_settings(self.structure, settings)
         if observations is None:
             observations = self._observations
         if observations is None:
             observations = read_data(self.model, args, kwargs)
         return check_observations(self.structure, observations, batch_dims)
-
-    def plate_sizes(self, observations: Mapping[str, Array], batch_dims: int = 0) -> dict[str, int]:
-        """Size of every plate that is not an event, as the data have it."""
-        sizes = {}
-        for site in self.structure.observed:
-            aligned = pack_plain(self.structure, site, observations[site.name], batch_dims)
-            for plate in site.plates:
-                sizes[plate] = aligned.shape[self.structure.plates[plate].dim - 1]
-        return sizes
 
     def draw(
         self,
@@ -476,11 +462,7 @@ class AmortizedGuide:
         known: Moments | None = None,
     ) -> Moments:
         if known is None:
-            parents = {
-                earlier.name: latents[earlier.name]
-                for earlier in self.structure.latents
-                if earlier.name in latents and earlier.name != site.name
-            }
+            parents = {other: latents[other] for other in latents if other != site.name}
             known = conditional_location_scale(
                 self.model, args, kwargs, site.name, parents, batch_dims
             )

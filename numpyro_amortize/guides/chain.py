@@ -64,7 +64,9 @@ class PosteriorChain(eqx.Module):
                     value = pack_plain(structure, item, inputs[item.name], 0)
                     parts.append((value - loc) / scale)
             chain = structure.pooling_chain(site)
-            pooled = [set(wide) - set(narrow) for wide, narrow in zip(chain[:-1], chain[1:], strict=True)]
+            pooled = [
+                set(wide) - set(narrow) for wide, narrow in zip(chain[:-1], chain[1:], strict=True)
+            ]
             axes = [structure.plates[plate].dim - 1 for (plate,) in pooled]
             levels[site.name] = network(_concatenate(parts), axes)
         contexts: dict[str, Array] = {}

@@ -168,14 +168,15 @@ class NPE(ELBO):
             self._site_losses(rng_key, param_map, model, guide, call, is_held_out=True)[0]
         )
 
-    def draw_arguments(self, rng_key: Array) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The model's arguments for one step, or None without a sampler.
+    def draw_arguments(self, rng_key: Array) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The model's arguments for one step, from the sampler.
 
         Raises:
+            ValueError: If there is no sampler.
             TypeError: If the sampler returns neither a tuple nor a dict.
         """
         if self.model_args is None:
-            return None
+            raise ValueError("model_args: this objective has no sampler of arguments")
         drawn = self.model_args(rng_key)
         if isinstance(drawn, tuple):
             return drawn, {}
@@ -202,7 +203,7 @@ class NPE(ELBO):
     ) -> tuple[dict[str, Array], Array]:
         check_guide(guide)
         argument_key, rng_key = jax.random.split(rng_key)
-        args, kwargs = self.draw_arguments(argument_key) or call
+        args, kwargs = call if self.model_args is None else self.draw_arguments(argument_key)
         guide.setup(*args, **kwargs)
         structure = guide.structure
         if structure.factors:

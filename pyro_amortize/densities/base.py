@@ -113,7 +113,7 @@ class FlowDistribution(TorchDistribution):
         """Log density in nats, shape `(*batch,)`."""
         if self._drawn is not None and value is self._drawn[0]:
             return self._drawn[1]
-        total = 0.0
+        total = value.new_zeros(())
         for step in self.steps:
             value, log_det = step.to_noise(value)
             total = total + log_det

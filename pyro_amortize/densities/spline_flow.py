@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class SplineFlowDensity(Density):
     num_transforms: int = 5
     num_bins: int = 8
     hidden_dims: tuple[int, ...] = (64, 64)
-    bound: float = 5.0
+    bound: float = 10.0
 
     def __post_init__(self) -> None:
         if self.num_transforms < 1:
@@ -106,7 +107,8 @@ class ConditionalSplineFlow(ConditionalDensity):
         steps: list[_Affine | _Coupling] = []
         if self.affine is not None:
             steps.append(_Affine(self.affine(context, index), size))
-        for network, mask in zip(self.couplings, self.masks, strict=True):
+        networks = cast(Iterable[StackedMLP], self.couplings)
+        for network, mask in zip(networks, self.masks, strict=True):
             steps.append(_Coupling(network, index, context, mask, self.num_bins, self.bound))
         return FlowDistribution(steps, context.shape[:-1], size)
 

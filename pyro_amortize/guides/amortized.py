@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -18,18 +18,18 @@ from pyro_amortize.densities import Density, SplineFlowDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
 from pyro_amortize.guides.specifications import check_specifications, resolve_specifications
-from pyro_amortize.layout import align, natural, pack_moments, pack_plain
+from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, measure
-from pyro_amortize.observations import check_observations
+from pyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from pyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
 from pyro_amortize.simulate import (
     aligned_location_scale,
     conditional_location_scale,
-    seeded,
     vectorization_problem,
 )
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
+from pyro_amortize.tracing import seeded
 
 
 class AmortizedGuide(PyroModule):
@@ -71,6 +71,8 @@ class AmortizedGuide(PyroModule):
         Papamakarios and Murray (2016), arXiv:1605.06376; Webb et al. (2018), arXiv:1712.00287,
         for the faithful factorisation behind the choice of parents.
     """
+
+    standardisation: Tensor
 
     def __init__(
         self,
@@ -233,7 +235,7 @@ class AmortizedGuide(PyroModule):
                     stack.enter_context(pyro.plate(plate, size, dim=info.dim))
                 return pyro.sample(site.name, distribution)
 
-        plate_sizes = self.plate_sizes(found)
+        plate_sizes = data_plate_sizes(self.structure, found)
         return self._run(args, kwargs, found, 0, draw)
 
     def find_observations(
@@ -258,28 +260,12 @@ class AmortizedGuide(PyroModule):
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
         settings = read_settings(self.model, args, kwargs, self.sizes)
-        for name, value in self.structure.settings.items():
-            if settings.get(name, value) != value:
-                raise ValueError(
-                    f"argument '{name}': expected {value!r}, with which the guide was set up, "
-                    f"got {settings[name]!r}; make a new guide, or declare a plate size in sizes="
-                )
+        check_settings(self.structure, settings)
         if observations is None:
             observations = self._observations
         if observations is None:
             observations = read_data(self.model, args, kwargs)
         return check_observations(self.structure, observations, batch_dims)
-
-    def plate_sizes(
-        self, observations: Mapping[str, Tensor], batch_dims: int = 0
-    ) -> dict[str, int]:
-        """Size of every plate that is not an event, as the data have it."""
-        sizes = {}
-        for site in self.structure.observed:
-            aligned = pack_plain(self.structure, site, observations[site.name], batch_dims)
-            for plate in site.plates:
-                sizes[plate] = aligned.shape[self.structure.plates[plate].dim - 1]
-        return sizes
 
     def register(self) -> None:
         """Put the networks into the host's parameter store, so that `SVI` trains them.
@@ -287,9 +273,10 @@ class AmortizedGuide(PyroModule):
         Raises:
             RuntimeError: If the store holds another guide's parameters under their names.
         """
-        pyro.module("amortized", self._modules["chain"])
-        name, parameter = next(iter(self._modules["chain"].named_parameters()))
-        stored = pyro.get_param_store()[f"amortized$$${name}"]
+        chain = self._chain()
+        pyro.module("amortized", chain)
+        name, parameter = next(iter(chain.named_parameters()))
+        stored: Any = pyro.get_param_store()[f"amortized$$${name}"]
         if stored.unconstrained() is not parameter:
             raise RuntimeError(
                 "AmortizedGuide: the parameter store holds the parameters of another guide, "
@@ -298,7 +285,7 @@ class AmortizedGuide(PyroModule):
 
     def is_trained(self) -> bool:
         """Whether any parameter has moved since the networks were built."""
-        now = self._modules["chain"].parameters() if self._initial else ()
+        now = self._chain().parameters() if self._initial else ()
         return any(
             not torch.equal(parameter, initial)
             for parameter, initial in zip(now, self._initial, strict=True)
@@ -351,7 +338,7 @@ class AmortizedGuide(PyroModule):
         batch_shape = next(iter((given or observations).values())).shape[:batch_dims]
         sizes = {
             structure.plates[p].dim: n
-            for p, n in self.plate_sizes(observations, batch_dims).items()
+            for p, n in data_plate_sizes(structure, observations, batch_dims).items()
         }
 
         def draw(site: SiteInfo, distribution: Any) -> Tensor:
@@ -414,7 +401,7 @@ class AmortizedGuide(PyroModule):
                         args,
                         kwargs,
                         site.name,
-                        self._earlier(site, latents),
+                        {other: latents[other] for other in latents if other != site.name},
                         batch_dims,
                         is_vectorized=self.is_vectorized,
                     )
@@ -471,7 +458,7 @@ class AmortizedGuide(PyroModule):
 
     def _chain(self) -> PosteriorChain:
         """The networks, past the host's hook that would register them at every access."""
-        return self._modules["chain"]
+        return cast(PosteriorChain, self._modules["chain"])
 
     def _contexts(
         self,
@@ -480,17 +467,12 @@ class AmortizedGuide(PyroModule):
         observations: Mapping[str, Tensor],
         batch_dims: int,
     ) -> tuple[Standardisation, Contexts]:
-        constants = Standardisation.from_vector(self.structure, self._buffers["standardisation"])
+        constants = Standardisation.from_vector(self.structure, self.standardisation)
         inputs: dict[str, Any] = {}
         if self.inputs:
             arguments = bound_arguments(self.model, args, kwargs).arguments
             inputs = {name: arguments[name] for name in self.inputs}
         return constants, self._chain().contexts(constants, observations, inputs, batch_dims)
-
-    def _earlier(self, site: SiteInfo, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values of the latents before a site."""
-        names = [latent.name for latent in self.structure.latents]
-        return {name: latents[name] for name in names[: names.index(site.name)]}
 
     def _conditional(
         self,

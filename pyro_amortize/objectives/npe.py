@@ -173,14 +173,15 @@ class NPE(ELBO):
         """The loss on simulations that training does not see: fresh, or held out of the bank."""
         return _total(self._site_losses(model, guide, (args, kwargs), is_held_out=True)[0])
 
-    def draw_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """The model's arguments for one step, or None without a sampler.
+    def draw_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The model's arguments for one step, from the sampler.
 
         Raises:
+            ValueError: If there is no sampler.
             TypeError: If the sampler returns neither a tuple nor a dict.
         """
         if self.model_args is None:
-            return None
+            raise ValueError("model_args: this objective has no sampler of arguments")
         drawn = self.model_args()
         if isinstance(drawn, tuple):
             return drawn, {}
@@ -204,7 +205,7 @@ class NPE(ELBO):
         is_held_out: bool = False,
     ) -> tuple[dict[str, Tensor], Tensor]:
         check_guide(guide)
-        args, kwargs = self.draw_arguments() or call
+        args, kwargs = call if self.model_args is None else self.draw_arguments()
         guide.setup(*args, **kwargs)
         structure = guide.structure
         if structure.factors:
@@ -233,8 +234,8 @@ class NPE(ELBO):
         if self.nonfinite == "drop" and not bool(is_finite.all()):
             values = {name: _fill_rows(value, is_finite) for name, value in values.items()}
             moments = moments and {
-                name: tuple(_fill_rows(part, is_finite) for part in pair)
-                for name, pair in moments.items()
+                name: (_fill_rows(loc, is_finite), _fill_rows(scale, is_finite))
+                for name, (loc, scale) in moments.items()
             }
         log_probs = guide.site_log_probs(
             args,

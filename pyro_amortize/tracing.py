@@ -1,0 +1,169 @@
+"""Running the user's model hidden from every handler, and reading its trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+Trace = dict[str, dict[str, Any]]
+_LOCATION_SCALE = (
+    dist.Normal,
+    dist.LogNormal,
+    dist.StudentT,
+    dist.Cauchy,
+    dist.Laplace,
+    dist.Logistic,
+    dist.Gumbel,
+)
+
+
+class _Free(Messenger):
+    """Draws observed sites; the host's `uncondition` also redraws deterministic sites."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic") and not is_factor(msg):
+            msg["is_observed"] = False
+            msg["value"] = None
+            msg["done"] = False
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A fixed torch seed inside, the outer random state untouched."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def run_model(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    values: Mapping[str, Any] | None = None,
+    batch_shape: tuple[int, ...] = (),
+    nesting: int = 0,
+) -> Trace:
+    """One run of the model with nothing observed, hidden from every outer handler.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        values: Values for some sites (constrained) in place of draws.
+        batch_shape: Sizes of plates opened to the left of the model's own.
+        nesting: Number of plate dimensions of the model.
+
+    Returns:
+        The sites by name: sample, deterministic, param and plate sites.
+    """
+    free = _Free()(model)
+    if values:
+        free = poutine.condition(free, data=dict(values))
+
+    def batched() -> None:
+        with ExitStack() as stack:
+            for axis, size in enumerate(reversed(batch_shape)):
+                name = f"_amortize_batch_{axis}"
+                stack.enter_context(pyro.plate(name, size, dim=-nesting - 1 - axis))
+            free(*args, **kwargs)
+
+    with poutine.block():
+        nodes = poutine.trace(batched).get_trace().nodes
+    return _read_nodes(nodes)
+
+
+def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
+    trace: Trace = {}
+    for name, node in nodes.items():
+        if name.startswith(("_INPUT", "_RETURN", "_amortize_batch_")):
+            continue
+        if node["type"] == "param":
+            trace[name] = dict(node)
+        elif type(node["fn"]).__name__ == "_Subsample":
+            sizes = (node["fn"].size, node["fn"].subsample_size)
+            trace[name] = {"type": "plate", "name": name, "args": sizes}
+        else:
+            frames = [
+                frame
+                for frame in node["cond_indep_stack"]
+                if not frame.name.startswith("_amortize_batch_")
+            ]
+            kind = "deterministic" if node["infer"].get("_deterministic") else "sample"
+            trace[name] = {**node, "type": kind, "cond_indep_stack": frames}
+    return trace
+
+
+def plate_sizes(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, int]:
+    """Size of every plate of a call of the model."""
+    with torch.no_grad(), seeded(0):
+        trace = run_model(model, args, kwargs)
+    return {
+        frame.name: frame.size
+        for site in trace.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+    }
+
+
+def site_values(trace: Trace) -> dict[str, Tensor]:
+    """Values of the sample and deterministic sites of a trace (`factor` sites left out)."""
+    return {
+        name: site["value"]
+        for name, site in trace.items()
+        if site["type"] == "deterministic" or (site["type"] == "sample" and not is_factor(site))
+    }
+
+
+def is_factor(site: Mapping[str, Any]) -> bool:
+    """Whether a site comes from `pyro.factor`."""
+    return site["type"] == "sample" and isinstance(base_distribution(site["fn"]), dist.Unit)
+
+
+def base_distribution(fn: Any) -> Any:
+    """A distribution without its independent, expanded and masked wrappers."""
+    wrappers = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+    return fn
+
+
+def location_scale(fn: Any) -> tuple[Tensor, Tensor] | None:
+    """Location and scale of a distribution on the unconstrained line, if it has them.
+
+    For LogNormal they belong to the logarithm, which is the unconstrained value.
+
+    Args:
+        fn: A host distribution.
+
+    Returns:
+        Two arrays that broadcast to `fn.shape()`, or None.
+    """
+    base = base_distribution(fn)
+    if isinstance(base, _LOCATION_SCALE):
+        loc, scale = base.loc, base.scale
+    elif isinstance(base, dist.MultivariateNormal):
+        loc, scale = base.loc, base.variance.sqrt()
+    else:
+        return None
+    shape = fn.shape()
+    return loc.expand(shape), scale.expand(shape)
+
+
+def log_densities(trace: Trace) -> dict[str, Tensor]:
+    """Log density of every sample site at its value, per batch element, unscaled, in nats."""
+    return {
+        name: site["fn"].log_prob(site["value"])
+        for name, site in trace.items()
+        if site["type"] == "sample"
+    }

@@ -1,0 +1,105 @@
+"""Everything about a posterior as an ArviZ DataTree."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("arviz_base")
+GROUPS = {
+    "posterior",
+    "prior",
+    "posterior_predictive",
+    "prior_predictive",
+    "log_likelihood",
+    "observed_data",
+    "sample_stats",
+}
+
+
+@pytest.fixture
+def posterior(host):
+    model = host.models.eight_schools_noncentered
+    sigma = host.array(np.linspace(9, 18, 8))
+    guide = host.guide(model, observed="y", inputs={"sigma": "schools"})
+    amortized = host.untrained(model, guide, sigma)
+    return amortized.at(sigma, y=host.array(np.linspace(-5, 25, 8)))
+
+
+def test_groups_dimensions_and_labels(host, posterior):
+    names = list("ABCDEFGH")
+    tree = host.to_datatree(posterior, 30, coords={"schools": names})
+    assert set(tree.children) == GROUPS
+    sizes = {"chain": 1, "draw": 30, "schools": 8}
+    for group in ("posterior", "prior"):
+        assert set(tree[group].data_vars) == {"mu", "tau", "z", "theta"}
+        assert dict(tree[group]["theta"].sizes) == sizes
+        assert dict(tree[group]["mu"].sizes) == {"chain": 1, "draw": 30}
+    for group in ("posterior_predictive", "prior_predictive", "log_likelihood"):
+        assert dict(tree[group]["y"].sizes) == sizes
+    assert list(tree["posterior"]["theta"].coords["schools"].values) == names
+    np.testing.assert_allclose(tree["observed_data"]["y"], np.linspace(-5, 25, 8))
+    draws = tree["posterior"]
+    np.testing.assert_allclose(
+        draws["theta"], draws["mu"] + draws["tau"] * draws["z"], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_log_weights_are_joint_minus_guide(host, posterior):
+    from scipy.stats import norm
+
+    tree = host.to_datatree(posterior, 30)
+    stats = tree["sample_stats"]
+    assert set(stats.data_vars) == {"lp", "log_q", "log_weight"}
+    np.testing.assert_allclose(stats["log_weight"], stats["lp"] - stats["log_q"], rtol=1e-5)
+    draws = {name: np.asarray(tree["posterior"][name])[0] for name in ("mu", "tau", "z")}
+    np.testing.assert_allclose(
+        np.asarray(stats["lp"])[0], host.log_joint(posterior, draws), rtol=1e-4
+    )
+    expected = norm.logpdf(
+        np.linspace(-5, 25, 8), np.asarray(tree["posterior"]["theta"])[0], np.linspace(9, 18, 8)
+    )
+    np.testing.assert_allclose(
+        np.asarray(tree["log_likelihood"]["y"])[0], expected, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_predictions_are_drawn_and_differ(host, posterior):
+    tree = host.to_datatree(posterior, 40)
+    for group in ("posterior_predictive", "prior_predictive"):
+        values = np.asarray(tree[group]["y"])
+        assert len(np.unique(values)) == values.size
+    assert not np.allclose(tree["posterior_predictive"]["y"], np.linspace(-5, 25, 8))
+
+
+def test_arviz_summary(host, posterior):
+    from arviz_stats import summary
+
+    table = summary(host.to_datatree(posterior, 60), var_names=["mu", "tau", "theta"])
+    assert len(table) == 10
+
+
+def test_weighted_draws(host, posterior):
+    tree = host.to_datatree(posterior, 50, is_weighted=True)
+    assert dict(tree["posterior"]["theta"].sizes) == {"chain": 1, "draw": 50, "schools": 8}
+
+
+def test_many_data_sets(host):
+    model = host.models.nested_groups
+    amortized = host.untrained(model, host.guide(model, observed="y"))
+    data = np.random.default_rng(0).normal(size=(3, 4, 5)).astype("float32")
+    tree = host.to_datatree(amortized.at_each(observations={"y": data}), 20)
+    lead = {"chain": 1, "draw": 20, "dataset": 3}
+    assert dict(tree["posterior"]["mu"].sizes) == lead
+    assert dict(tree["posterior"]["level"].sizes) == lead | {"groups": 4}
+    assert dict(tree["log_likelihood"]["y"].sizes) == lead | {"groups": 4, "rows": 5}
+    assert dict(tree["prior"]["level"].sizes) == {"chain": 1, "draw": 20, "groups": 4}
+    assert dict(tree["observed_data"]["y"].sizes) == {"dataset": 3, "groups": 4, "rows": 5}
+
+
+def test_event_plates_are_dimensions(host, rng):
+    model = host.models.linear_regression
+    features = host.array(rng.normal(size=(7, 3)))
+    guide = host.guide(model, observed="y", inputs={"features": "rows"})
+    amortized = host.untrained(model, guide, features)
+    posterior = amortized.at(features, y=host.array(rng.normal(size=7)))
+    tree = host.to_datatree(posterior, 25)
+    assert dict(tree["posterior"]["slope"].sizes) == {"chain": 1, "draw": 25, "coefficients": 3}

@@ -1,0 +1,159 @@
+"""Real data: eight schools against the reference posterior of posteriordb (10,000 draws)."""
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.backends import host as host_of
+
+DATA = Path(__file__).parents[2] / "data" / "posteriordb" / "eight_schools.npz"
+NUM_DRAWS = 10000
+
+
+@cache
+def reference():
+    with np.load(DATA) as file:
+        return {name: file[name] for name in file}
+
+
+@cache
+def trained(backend, centering):
+    host = host_of(backend)
+    model = getattr(host.models, f"eight_schools_{centering}")
+    guide = host.guide(model, observed="y", inputs={"sigma": "schools"})
+    args = (host.array(reference()["data_sigma"]),)
+    return host.fit(
+        model, guide, host.package.NPE(128), args=args, num_steps=4000, learning_rate=2e-3
+    )
+
+
+@cache
+def posterior(backend, centering):
+    host = host_of(backend)
+    data = reference()
+    return trained(backend, centering).at(
+        host.array(data["data_sigma"]), y=host.array(data["data_y"])
+    )
+
+
+@cache
+def weighted(backend, centering):
+    host = host_of(backend)
+    return host.importance_sample(posterior(backend, centering), NUM_DRAWS)
+
+
+def errors(draws):
+    """Largest error of a mean in reference standard deviations, and of a standard deviation."""
+    data = reference()
+    means, sds = [], []
+    for name in ("mu", "tau", "theta"):
+        sd = data[f"sd_{name}"]
+        means.append(np.max(np.abs(draws[name].mean(0) - data[f"mean_{name}"]) / sd))
+        sds.append(np.max(np.abs(draws[name].std(0) / sd - 1)))
+    return max(means), max(sds)
+
+
+def test_noncentered_guide_alone(host):
+    draws = host.sample(posterior(host.name, "noncentered"), NUM_DRAWS)
+    mean, sd = errors(draws)
+    assert mean < 0.15
+    assert sd < 0.15
+
+
+def test_noncentered_guide_weighted(host):
+    found = weighted(host.name, "noncentered")
+    mean, sd = errors(found.resample(NUM_DRAWS))
+    assert mean < 0.06
+    assert sd < 0.06
+    assert found.summary.khat < 0.5
+    assert found.summary.ess_fraction > 0.5
+
+
+def test_training_took_at_most_three_minutes(host):
+    assert trained(host.name, "noncentered").history.seconds < 180
+
+
+@pytest.mark.slow
+def test_centered_guide(host):
+    """Reported beside the other: weighted moments and evidence must agree with it."""
+    found = weighted(host.name, "centered")
+    mean, sd = errors(found.resample(NUM_DRAWS))
+    assert mean < 0.15
+    assert sd < 0.15
+    other = weighted(host.name, "noncentered").summary
+    error = np.hypot(found.summary.log_evidence_se, other.log_evidence_se)
+    assert abs(found.summary.log_evidence - other.log_evidence) < 4 * error + 0.01
+
+
+def test_two_parametrisations_have_one_joint_density(host):
+    """theta = mu + tau z with Jacobian tau per school: replay, densities and data line up."""
+    draws = host.sample(posterior(host.name, "noncentered"), 50)
+    inner = posterior(host.name, "noncentered")
+    theta = draws["mu"][:, None] + draws["tau"][:, None] * draws["z"]
+    np.testing.assert_allclose(draws["theta"], theta, rtol=1e-4, atol=1e-4)
+    own = host.log_joint(inner, {name: draws[name] for name in ("mu", "tau", "z")})
+    from scipy.stats import halfcauchy, norm
+
+    data = reference()
+    expected = norm.logpdf(draws["mu"], 0, 5) + halfcauchy.logpdf(draws["tau"], 0, 5)
+    expected += norm.logpdf(draws["z"]).sum(1)
+    expected += norm.logpdf(data["data_y"], theta, data["data_sigma"]).sum(1)
+    np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_weights_are_joint_density_over_guide_density(host):
+    inner = posterior(host.name, "noncentered")
+    draws = host.sample(inner, 4000, seed=3)
+    from amortize_diagnostics import importance_summary
+
+    plain = importance_summary(host.log_joint(inner, draws) - host.log_prob(inner, draws))
+    marginal = weighted(host.name, "noncentered").summary
+    error = np.hypot(plain.log_evidence_se, marginal.log_evidence_se)
+    assert abs(plain.log_evidence - marginal.log_evidence) < 4 * error + 1e-3
+
+
+def test_guide_three_times_too_wide_is_not_certified(host):
+    """k-hat of its weights passes; the ESS fraction says that its own draws are no good."""
+    from amortize_diagnostics import importance_summary
+
+    inner = posterior(host.name, "noncentered")
+    draws = host.sample(inner, 20000, seed=4)
+    rng = np.random.default_rng(0)
+    names = ("mu", "log_tau", "z")
+    flat = {"mu": draws["mu"], "log_tau": np.log(draws["tau"]), "z": draws["z"]}
+    wide, log_q = {}, 0.0
+    for name in names:  # a normal guide with three times the standard deviation
+        loc, scale = flat[name].mean(0), 3 * flat[name].std(0)
+        noise = rng.normal(size=flat[name].shape)
+        wide[name] = loc + scale * noise
+        term = -0.5 * noise**2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+        log_q = log_q + term.reshape(len(noise), -1).sum(1)
+    log_q = log_q - wide["log_tau"]
+    latents = {"mu": wide["mu"], "tau": np.exp(wide["log_tau"]), "z": wide["z"]}
+    summary = importance_summary(host.log_joint(inner, latents) - log_q)
+    assert summary.khat < summary.khat_threshold
+    assert summary.ess_fraction < 0.1
+    assert "Guide's own draws: poor" in str(summary)
+    assert "Weighted draws: reliable" in str(summary)
+    good = weighted(host.name, "noncentered").summary
+    assert "Guide's own draws: good" in str(good)
+    assert dataclasses.is_dataclass(good)
+
+
+def test_many_school_sets_in_one_call(host):
+    data = reference()
+    model = host.models.eight_schools_noncentered
+    sigma = host.array(data["data_sigma"])
+    sets = host.simulate(model, 20, args=(sigma,))
+    amortized = trained(host.name, "noncentered")
+    many = amortized.at_each(sigma, observations={"y": sets["y"]})
+    draws = host.sample(many, 100)
+    assert draws["theta"].shape == (100, 20, 8)
+    assert len(np.unique(draws["mu"])) == 2000
+    # Truth is inside the central 98 % for almost all of 160 schools.
+    lower, upper = np.quantile(draws["theta"], [0.01, 0.99], axis=0)
+    theta = np.asarray(sets["theta"])
+    assert np.mean((theta > lower) & (theta < upper)) > 0.93

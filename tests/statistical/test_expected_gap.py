@@ -1,0 +1,171 @@
+"""The expected KL gap of trained guides on models whose posterior is known, in nats.
+
+`E log p(latent | obs) - log q(latent | obs)` over joint draws, paired; the tolerances are in
+`tests/catalogue.py`, fixed before any run. Noise makes a test fail, never pass.
+"""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from amortize_diagnostics import expected_gap
+from tests.backends import host as host_of
+from tests.catalogue import GAUSSIAN, OTHER
+from tests.problems import PROBLEMS
+
+NUM_DRAWS = 4000
+NUM_DATASETS = 500
+
+# Steps, learning rate, simulations per step, and the density (None is the default spline flow).
+NPE_RUNS = {
+    "conjugate_normal": (1000, 2e-3, 128, "NormalDensity", GAUSSIAN),
+    "linear_gaussian_2": (1500, 2e-3, 128, None, GAUSSIAN),
+    "linear_gaussian_10": (2500, 2e-3, 128, None, GAUSSIAN),
+    "hierarchical_normal": (1500, 2e-3, 128, None, GAUSSIAN),
+    "normal_unknown_scale": (1500, 2e-3, 128, None, OTHER),
+    "beta_binomial": (1000, 2e-3, 128, None, OTHER),
+    "two_mode_sign": (2500, 2e-3, 256, None, OTHER),
+}
+ELBO_RUNS = {
+    "conjugate_normal": (1000, 5e-3),
+    "linear_gaussian_2": (1000, 5e-3),
+    "linear_gaussian_10": (1500, 5e-3),
+}
+
+
+@cache
+def trained_by_npe(backend, problem):
+    host = host_of(backend)
+    steps, rate, batch, density, _ = NPE_RUNS[problem]
+    model = getattr(host.models, problem)
+    densities = getattr(host.package, density)() if density else None
+    guide = host.guide(model, observed=list(PROBLEMS[problem].sample_joint(
+        np.random.default_rng(0), 1)[1]), densities=densities)
+    objective = host.package.NPE(batch)
+    return host.fit(model, guide, objective, num_steps=steps, learning_rate=rate)
+
+
+def gap_of(host, amortized, problem, seed=1):
+    latents, observations = problem.sample_joint(np.random.default_rng(seed), NUM_DRAWS)
+    parts = host.site_log_probs(amortized, (), latents, observations)
+    log_q = sum(part.reshape(NUM_DRAWS, -1).sum(1) for part in parts.values())
+    return expected_gap(problem.log_posterior(latents, observations), log_q)
+
+
+def assert_small(gap, problem, tolerance):
+    assert gap.upper / problem.num_latents < tolerance, gap
+    assert gap.mean > -3 * gap.se, gap
+
+
+@pytest.mark.parametrize("name", sorted(NPE_RUNS))
+def test_npe_reaches_the_exact_posterior(host, name):
+    amortized = trained_by_npe(host.name, name)
+    assert_small(gap_of(host, amortized, PROBLEMS[name]), PROBLEMS[name], NPE_RUNS[name][-1])
+
+
+@pytest.mark.parametrize("name", sorted(ELBO_RUNS))
+def test_elbo_reaches_the_exact_posterior(host, name):
+    """Many data sets in one outer plate, the host's own bound, fresh data sets for the gap."""
+    problem, (steps, rate) = PROBLEMS[name], ELBO_RUNS[name]
+    model = getattr(host.models, f"{name}_many")
+    _, observations = problem.sample_joint(np.random.default_rng(2), NUM_DATASETS)
+    args = (host.array(observations["x"]), NUM_DATASETS)
+    density = host.package.NormalDensity() if name == "conjugate_normal" else None
+    guide = host.guide(
+        model, observed="x", sizes={"num_datasets": "datasets"}, densities=density
+    )
+    amortized = host.fit(
+        model, guide, host.trace_elbo(), args=args, num_steps=steps, learning_rate=rate
+    )
+    rounds = 8
+    latents, fresh = problem.sample_joint(np.random.default_rng(3), rounds * NUM_DATASETS)
+    shape = (rounds, NUM_DATASETS)
+    z = latents["z"].reshape(*shape, 1, *latents["z"].shape[1:])
+    x = fresh["x"].reshape(*shape, *fresh["x"].shape[1:])
+    log_q = host.site_log_probs(amortized, args, {"z": z}, {"x": x})["z"].reshape(-1)
+    assert_small(expected_gap(problem.log_posterior(latents, fresh), log_q), problem, GAUSSIAN)
+
+
+def test_the_prior_as_posterior_is_rejected(host):
+    """The measure can fail: an untrained guide is close to the prior."""
+    model, problem = host.models.conjugate_normal, PROBLEMS["conjugate_normal"]
+    gap = gap_of(host, host.untrained(model, host.guide(model, observed="x")), problem)
+    assert gap.lower > 10 * GAUSSIAN
+
+
+def test_two_modes_hold_half_of_the_mass_each(host):
+    amortized = trained_by_npe(host.name, "two_mode_sign")
+    for number, x in enumerate((0.8, 1.5, 2.5)):
+        draws = host.sample(amortized.at(x=host.array(np.array(x))), 4000, seed=number)["z"]
+        assert abs(np.mean(draws > 0) - 0.5) < 0.05
+        # Both modes, not a bridge between them: the exact posterior has next to nothing near 0.
+        assert np.mean(np.abs(draws) < 0.4 * np.sqrt(x)) < 0.05
+
+
+def test_density_on_the_unit_interval_integrates_to_one(host):
+    """A missing Jacobian of the support shows here (beta-binomial)."""
+    amortized = trained_by_npe(host.name, "beta_binomial")
+    p = (np.arange(20000) + 0.5) / 20000
+    for k in (0, 3, 10):
+        data = np.full(len(p), k)
+        log_q = host.site_log_probs(amortized, (), {"p": p}, {"k": data})["p"].reshape(-1)
+        assert np.exp(log_q.astype(float)).mean() == pytest.approx(1.0, abs=5e-3)
+        exact = PROBLEMS["beta_binomial"].log_posterior({"p": p}, {"k": data})
+        assert np.abs(np.exp(log_q) - np.exp(exact)).mean() < 0.3
+
+
+def test_draws_agree_with_the_density_that_scores_them(host):
+    """Draws and scores are two code paths: the mean of log q over draws is minus the entropy."""
+    amortized = trained_by_npe(host.name, "hierarchical_normal")
+    problem = PROBLEMS["hierarchical_normal"]
+    _, observations = problem.sample_joint(np.random.default_rng(5), 1)
+    posterior = amortized.at(y=host.array(observations["y"][0]))
+    draws = host.sample(posterior, 4000)
+    repeated = {"y": np.broadcast_to(observations["y"], (4000, problem.num_groups))}
+    log_p = problem.log_posterior(draws, repeated)
+    gap = expected_gap(host.log_prob(posterior, draws), log_p)  # the reverse divergence
+    assert gap.upper / problem.num_latents < 2 * GAUSSIAN
+    assert gap.mean > -3 * gap.se
+
+
+def test_evidence_of_joint_and_of_marginalised_weights_is_exact(host):
+    amortized = trained_by_npe(host.name, "hierarchical_normal")
+    problem = PROBLEMS["hierarchical_normal"]
+    _, observations = problem.sample_joint(np.random.default_rng(6), 3)
+    exact = problem.log_evidence(observations)
+    for row in range(3):
+        posterior = amortized.at(y=host.array(observations["y"][row]))
+        draws = host.sample(posterior, 4000, seed=row)
+        joint = host.log_joint(posterior, draws) - host.log_prob(posterior, draws)
+        from amortize_diagnostics import importance_summary
+
+        summaries = [
+            importance_summary(joint),
+            host.importance_sample(posterior, 2000, seed=row).summary,
+        ]
+        for summary in summaries:
+            assert abs(summary.log_evidence - exact[row]) < 4 * summary.log_evidence_se + 1e-3
+            assert summary.khat < summary.khat_threshold
+        assert summaries[1].ess_fraction >= summaries[0].ess_fraction - 0.02
+
+
+def test_weighted_draws_have_the_exact_moments(host):
+    amortized = trained_by_npe(host.name, "hierarchical_normal")
+    problem = PROBLEMS["hierarchical_normal"]
+    _, observations = problem.sample_joint(np.random.default_rng(7), 4)
+    posterior = amortized.at_each(observations={"y": host.array(observations["y"])})
+    weighted = host.importance_sample(posterior, 4000)
+    assert weighted.log_weights.shape == (4000, 4)
+    assert weighted.samples["theta"].shape == (4000, 4, 8)
+    exact = problem.log_evidence(observations)
+    summary = weighted.summary
+    assert np.all(np.abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se + 1e-3)
+    draws = weighted.resample(4000)
+    mean, sd = problem.posterior_of_mu(observations)
+    assert np.all(np.abs(draws["mu"].mean(0) - mean) < 4.5 * sd / np.sqrt(4000 * 0.5))
+    theta, own = problem.posterior_of_theta(mean, observations)
+    total = np.hypot(own, sd * problem.tau**-2 / (problem.tau**-2 + problem.noise**-2))
+    error = np.abs(draws["theta"].mean(0) - theta)
+    assert np.all(error < 4.5 * total / np.sqrt(4000 * 0.5))
+    np.testing.assert_allclose(draws["theta"].std(0), total, rtol=0.08)
