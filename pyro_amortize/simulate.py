@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_amortize.tracing import (
     Trace,
+    free_depth,
     is_factor,
     location_scale,
     log_densities,
@@ -74,17 +75,19 @@ def vectorization_problem(
         The reason in words, or None.
     """
     with torch.no_grad(), seeded(0):
+        plain = run_model(model, args, kwargs)
         try:
-            values, densities = _eight_runs(model, args, kwargs)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            values, densities = _eight_runs(model, args, kwargs, plain)
+        except Exception as error:  # whatever a model does with an axis that it does not expect
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             return (
                 f"it fails under an outer plate{_user_line(error, model)} ({reason}). Index with "
                 "a[..., idx] in place of a[idx], and write X @ b as (X * b.unsqueeze(-2)).sum(-1)"
             )
         for row in _CHECKED_ROWS:
-            own = {name: value[row] for name, value in values.items()}
-            single = run_model(model, args, kwargs, values=own)
+            # Deterministic values are computed again: given, they would agree with themselves.
+            drawn = {name: value[row] for name, value in values.items() if name in densities}
+            single = run_model(model, args, kwargs, values=drawn)
             computed = {**log_densities(single), **_deterministic(single)}
             for name, expected in computed.items():
                 got = (densities if name in densities else values)[name][row]
@@ -110,17 +113,23 @@ def _user_line(error: Exception, model: Callable[..., Any]) -> str:
 
 
 def _eight_runs(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], plain: Trace
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    plain = run_model(model, args, kwargs)
+    """Values and log densities of eight vectorised runs, laid out as in a plain run."""
     shape = (_CHECKED_ROWS[-1] + 1,)
-    trace = run_model(model, args, kwargs, batch_shape=shape, nesting=_nesting(plain))
-    base = log_densities(plain)
-    densities = {
-        name: _fit(density, shape, base[name].shape)
-        for name, density in log_densities(trace).items()
-    }
-    return _natural_values(trace, plain, shape), densities
+    depth = free_depth(_nesting(plain), 1)
+    trace = run_model(model, args, kwargs, batch_shape=shape, depth=depth)
+    own_values, own_densities = site_values(plain), log_densities(plain)
+    return (
+        {
+            name: _fit(value, shape, own_values[name].shape)
+            for name, value in site_values(trace).items()
+        },
+        {
+            name: _fit(density, shape, own_densities[name].shape)
+            for name, density in log_densities(trace).items()
+        },
+    )
 
 
 def _deterministic(trace: Trace) -> dict[str, Tensor]:
@@ -145,13 +154,6 @@ def _fit(value: Tensor, batch_shape: Sequence[int], own_shape: Sequence[int]) ->
         head = value.shape[: len(batch_shape)]
         value = value.reshape(*head, *value.shape[value.ndim - own_dims :])
     return value.expand(shape)
-
-
-def _natural_values(trace: Trace, plain: Trace, batch_shape: tuple[int, ...]) -> dict[str, Tensor]:
-    return {
-        name: _fit(value, batch_shape, plain[name]["value"].shape)
-        for name, value in site_values(trace).items()
-    }
 
 
 def joint_log_densities(
@@ -311,14 +313,14 @@ def _over_rows(
     with torch.no_grad():
         plain_trace = run_model(model, args, kwargs, values=first)
         plain = read(plain_trace)
-    nesting = _nesting(plain_trace)
+    depth = free_depth(_nesting(plain_trace), batch_dims)
     aligned = {}
     for name, value in values.items():
         event_dim = plain_trace[name]["fn"].event_dim
         own = value.shape[batch_dims:]
-        missing = nesting - (len(own) - event_dim)
+        missing = depth - (len(own) - event_dim)
         aligned[name] = value.reshape(*batch_shape, *(1,) * missing, *own)
-    trace = run_model(model, args, kwargs, values=aligned, batch_shape=batch_shape, nesting=nesting)
+    trace = run_model(model, args, kwargs, values=aligned, batch_shape=batch_shape, depth=depth)
     return {
         name: _fit(value, batch_shape, plain[name].shape) for name, value in read(trace).items()
     }
@@ -351,8 +353,9 @@ def simulate_rows(
     """
     batch = (num_simulations,)
     plain = None if nesting is not None else run_model(model, args, kwargs)
-    depth = _nesting(plain) if plain is not None else int(nesting or 0)
-    trace = run_model(model, args, kwargs, batch_shape=batch, nesting=depth)
+    own_depth = _nesting(plain) if plain is not None else int(nesting or 0)
+    depth = free_depth(own_depth, 1)
+    trace = run_model(model, args, kwargs, batch_shape=batch, depth=depth)
     values, moments = {}, {}
     for name, site in trace.items():
         if site["type"] == "sample" and not is_factor(site):
@@ -370,7 +373,6 @@ def simulate_rows(
     return values, moments
 
 
-@torch.no_grad()
 def simulate(
     model: Callable[..., Any],
     num_simulations: int,
@@ -418,7 +420,8 @@ def simulate(
             f"the model cannot be vectorised, so each simulation is one run: {problem}",
             stacklevel=2,
         )
-    runs = [site_values(run_model(model, args, kwargs)) for _ in range(num_simulations)]
+    with torch.no_grad():
+        runs = [site_values(run_model(model, args, kwargs)) for _ in range(num_simulations)]
     return count_nonfinite({name: torch.stack([run[name] for run in runs]) for name in runs[0]})
 
 

@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def run_model(
     *,
     values: Mapping[str, Any] | None = None,
     batch_shape: tuple[int, ...] = (),
-    nesting: int = 0,
+    depth: int = 0,
 ) -> Trace:
     """One run of the model with nothing observed, hidden from every outer handler.
 
@@ -60,7 +61,7 @@ def run_model(
         kwargs: Keyword arguments of the model.
         values: Values for some sites (constrained) in place of draws.
         batch_shape: Sizes of plates opened to the left of the model's own.
-        nesting: Number of plate dimensions of the model.
+        depth: Number of plate dimensions to the right of them, from `free_depth`.
 
     Returns:
         The sites by name: sample, deterministic, param and plate sites.
@@ -73,12 +74,40 @@ def run_model(
         with ExitStack() as stack:
             for axis, size in enumerate(reversed(batch_shape)):
                 name = f"_amortize_batch_{axis}"
-                stack.enter_context(pyro.plate(name, size, dim=-nesting - 1 - axis))
+                stack.enter_context(pyro.plate(name, size, dim=-depth - 1 - axis))
             free(*args, **kwargs)
 
     with poutine.block():
         nodes = poutine.trace(batched).get_trace().nodes
     return _read_nodes(nodes)
+
+
+def free_depth(nesting: int, num_plates: int) -> int:
+    """The smallest depth, at least `nesting`, to the left of which plates can be opened.
+
+    A host may keep plates open, of particles say. `block` hides them from a run of the model,
+    but their dimensions stay taken.
+
+    Args:
+        nesting: Number of plate dimensions of the model.
+        num_plates: Number of plates to open.
+
+    Returns:
+        The `depth` of `run_model`.
+    """
+    depth = nesting
+    while any(is_taken(-depth - 1 - axis) for axis in range(num_plates)):
+        depth += 1
+    return depth
+
+
+def is_taken(dim: int) -> bool:
+    """Whether a plate is open at this dimension."""
+    try:
+        with IndepMessenger("_amortize_probe", 1, dim=dim):
+            return False
+    except ValueError:
+        return True
 
 
 def _read_nodes(nodes: Mapping[str, Any]) -> Trace:

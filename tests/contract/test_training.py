@@ -1,0 +1,160 @@
+"""`fit`, NPE and `simulate`: what they report and what they leave alone."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+
+def test_history(host):
+    model = host.models.conjugate_normal
+    guide = host.guide(model, observed="x", densities=host.package.NormalDensity())
+    amortized = host.fit(model, guide, host.package.NPE(32), num_steps=120, learning_rate=5e-3)
+    history = amortized.history
+    assert history.losses.shape == (120,)
+    assert history.held_out_steps[-1] == 120
+    assert len(history.held_out_steps) == len(history.held_out_losses)
+    assert history.held_out_losses[-1] < history.held_out_losses[0]
+    assert (history.num_simulations, history.num_nonfinite) == (32 * 120, 0)
+    assert history.seconds > 0
+    assert history.plate_sizes == {"rows": (20, 20)}
+    assert "120 steps" in str(history)
+    assert type(history).from_dict(history.to_dict()).to_dict() == history.to_dict()
+
+
+def test_equal_seeds_give_equal_guides_and_others_do_not(host):
+    model = host.models.conjugate_normal
+
+    def losses(seed):
+        guide = host.guide(model, observed="x", densities=host.package.NormalDensity())
+        return host.fit(model, guide, host.package.NPE(8), num_steps=5, seed=seed).history.losses
+
+    np.testing.assert_array_equal(losses(0), losses(0))
+    assert not np.array_equal(losses(0), losses(1))
+
+
+def test_set_up_is_idempotent_and_leaves_random_state_alone(host):
+    model = host.models.conjugate_normal
+    guide = host.guide(model, observed="x")
+    if host.name == "pyro":
+        import torch
+
+        state = torch.get_rng_state()
+        assert guide.setup() is guide
+        assert torch.equal(state, torch.get_rng_state())
+    assert guide.setup() is guide
+    structure = guide.structure
+    assert guide.setup() is guide
+    assert guide.structure is structure
+    other = host.guide(model, observed="x").setup()
+    first, second = (host.weights(host.untrained(model, each)) for each in (guide, other))
+    for name, value in first.items():
+        np.testing.assert_allclose(second[name], value, atol=1e-6)
+
+
+def test_bank_of_simulations(host):
+    model = host.models.conjugate_normal
+    bank = host.simulate(model, 500)
+    guide = host.guide(model, observed="x", densities=host.package.NormalDensity())
+    amortized = host.fit(
+        model, guide, host.package.NPE(64, simulations=bank), num_steps=150, learning_rate=5e-3
+    )
+    assert amortized.history.held_out_losses[-1] < amortized.history.held_out_losses[0] - 0.3
+    assert len(bank) == 500
+    assert bank["x"].shape == (500, 20)
+    assert bank.is_finite().all()
+
+
+def test_simulate_is_the_model(host):
+    """Means and variances of joint draws, with the deterministic sites."""
+    model = host.models.eight_schools_noncentered
+    sigma = np.linspace(9, 18, 8)
+    bank = host.simulate(model, 20000, args=(host.array(sigma),))
+    z, y, theta = (np.asarray(bank[name]) for name in ("z", "y", "theta"))
+    assert set(bank.sites) == {"mu", "tau", "z", "theta", "y"}
+    np.testing.assert_allclose(z.mean(0), 0, atol=0.04)
+    np.testing.assert_allclose((y - theta).std(0), sigma, rtol=0.03)
+    mu, tau = np.asarray(bank["mu"]), np.asarray(bank["tau"])
+    np.testing.assert_allclose(theta, mu[:, None] + tau[:, None] * z, rtol=1e-4, atol=1e-3)
+    assert abs(mu.std() - 5) < 0.15
+    assert abs(np.median(tau) - 5) < 0.25
+    assert bank.nonfinite == {}
+
+
+def test_simulations_that_are_not_finite_are_counted(host):
+    bank = host.simulate(host.models.sometimes_nan, 2000)
+    assert 60 < bank.nonfinite["y"] < 140
+    assert "z" not in bank.nonfinite
+    assert bank.is_finite().sum() == 2000 - bank.nonfinite["y"]
+
+
+def test_loop_and_vectorised_simulations_have_one_law(host):
+    model = host.models.hierarchical_normal
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loop = host.simulate(model, 600, method="loop")
+        fast = host.simulate(model, 20000, method="vectorized")
+    for name in ("mu", "theta", "y"):
+        first, second = np.asarray(loop[name]), np.asarray(fast[name])
+        assert first.shape[1:] == second.shape[1:]
+        assert abs(first.std() / second.std() - 1) < 0.15, name
+
+
+def test_parameters_of_the_model_train_under_a_bound_but_not_under_npe(host):
+    model = host.models.with_parameter
+    y = host.array(np.random.default_rng(0).normal(0.0, 0.5, size=50))
+
+    def scale(objective, num_steps):
+        guide = host.guide(model, observed="y", densities=host.package.NormalDensity())
+        amortized = host.fit(
+            model, guide, objective, args=(y,), num_steps=num_steps, learning_rate=2e-2
+        )
+        if host.name == "numpyro":
+            return float(amortized.params["scale"])
+        import pyro
+
+        return float(pyro.param("scale"))
+
+    assert scale(host.trace_elbo(), 300) < 1.2
+    assert scale(host.package.NPE(8), 20) == pytest.approx(2.0, abs=1e-6)
+
+
+def test_sizes_and_settings_are_told_apart(host):
+    model = host.models.hierarchical_normal
+    guide = host.guide(model, observed="y", sizes={"num_groups": "groups"})
+    amortized = host.untrained(model, guide, None, 8)
+    assert guide.structure.settings == {}
+    draws = host.sample(amortized.at(host.array(np.zeros(5)), 5), 10)
+    assert draws["theta"].shape == (10, 5)
+
+
+def test_deterministic_sites_and_data_come_back_in_the_hosts_layout(host):
+    model = host.models.nested_groups
+    amortized = host.untrained(model, host.guide(model, observed="y"))
+    draws = host.sample(amortized.at(y=host.array(np.zeros((4, 5)))), 7)
+    assert draws["level"].shape == (7, 4, 1)
+    many = amortized.at_each(observations={"y": np.zeros((3, 4, 5), "float32")})
+    draws = host.sample(many, 7)
+    assert draws["mu"].shape == (7, 3)
+    assert draws["level"].shape == (7, 3, 4, 1)
+
+
+def test_structure_in_words(host):
+    model = host.models.eight_schools_noncentered
+    sigma = host.array(np.linspace(9, 18, 8))
+    guide = host.guide(model, observed="y", inputs={"sigma": "schools"}).setup(sigma)
+    assert str(guide.structure).splitlines()[1:4] == [
+        "  mu | y",
+        "  tau | mu, y",
+        "  z ['schools'] | mu, tau, y (own rows)",
+    ]
+    assert "  sigma (input) ['schools']" in str(guide.structure)
+
+
+@pytest.mark.parametrize("centering", ["centered", "noncentered"])
+def test_conditional_standardisation_is_for_sites_that_read_latents(host, centering):
+    model = getattr(host.models, f"eight_schools_{centering}")
+    sigma = host.array(np.linspace(9, 18, 8))
+    guide = host.guide(model, observed="y", inputs={"sigma": "schools"}).setup(sigma)
+    local = guide.structure.site("theta" if centering == "centered" else "z")
+    assert local.is_conditional == (centering == "centered")

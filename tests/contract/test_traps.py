@@ -1,0 +1,159 @@
+"""Regression tests of traps that were met before (DESIGN.md, section 5), by their numbers."""
+
+import numpy as np
+import pytest
+
+
+def test_trap_1_every_draw_is_distinct(host):
+    """Draws expanded under a plate would have the right shape and be all the same."""
+    model = host.models.hierarchical_normal
+    amortized = host.untrained(model, host.guide(model, observed="y"))
+    posterior = amortized.at(y=host.array(np.linspace(-1, 1, 8)))
+    draws = host.sample(posterior, 500)
+    assert len(np.unique(draws["mu"])) == 500
+    assert len(np.unique(draws["theta"])) == 4000
+    many = amortized.at_each(observations={"y": np.zeros((5, 8), "float32")})
+    assert len(np.unique(host.sample(many, 100)["mu"])) == 500
+    weighted = host.importance_sample(posterior, 300)
+    assert len(np.unique(weighted.samples["mu"])) == 300
+    assert len(np.unique(weighted.samples["theta"])) == 2400
+    bank = host.simulate(model, 200)
+    assert len(np.unique(np.asarray(bank["y"]))) == 1600
+
+
+def test_trap_1_in_vectorised_particles_of_the_host(host):
+    model = host.models.hierarchical_normal
+    guide = host.guide(model, observed="y")
+    amortized = host.untrained(model, guide)
+    y = host.array(np.linspace(-1, 1, 8))
+    if host.name == "pyro":
+        import pyro
+        from pyro import poutine
+
+        pyro.clear_param_store()
+        with pyro.plate("particles", 6, dim=-2):
+            trace = poutine.trace(guide).get_trace(y)
+        values = {name: trace.nodes[name]["value"].detach().numpy() for name in ("mu", "theta")}
+    else:
+        import jax
+        from numpyro import handlers
+
+        def one(key):
+            trace = handlers.trace(
+                handlers.substitute(handlers.seed(guide, key), data=dict(amortized.params))
+            ).get_trace(y)
+            return {name: trace[name]["value"] for name in ("mu", "theta")}
+
+        values = jax.vmap(one)(jax.random.split(host.key(0), 6))
+    assert len(np.unique(values["mu"])) == 6
+    assert len(np.unique(values["theta"])) == 48
+
+
+def test_trap_3_the_embedding_gets_gradients(host):
+    """A stopped gradient at the condition leaves the embedding untrained without a sign."""
+    model = host.models.hierarchical_normal
+    guide = host.guide(model, observed="y")
+    before = host.weights(host.scrambled(model, guide, scale=0.05))
+    if host.name == "numpyro":
+        params = host.scrambled(model, guide, scale=0.05).params
+        amortized = host.fit(model, guide, host.package.NPE(16), num_steps=3, params=params)
+    else:
+        amortized = host.fit(model, guide, host.package.NPE(16), num_steps=3)
+    after = host.weights(amortized)
+    assert before.keys() == after.keys()
+    assert any("embeddings" in name for name in before)
+    for name, value in before.items():
+        assert np.abs(after[name] - value).max() > 1e-6, name
+
+
+def test_trap_5_the_loss_registers_the_parameters_with_the_host(host):
+    """A loss that scores without going through the guide trains nothing in stock SVI."""
+    model = host.models.conjugate_normal
+    guide = host.guide(model, observed="x")
+    guide.setup()
+    x = host.array(np.zeros(20))
+    before = host.weights(host.untrained(model, guide))
+    if host.name == "pyro":
+        import pyro
+
+        pyro.clear_param_store()
+        svi = host.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), host.package.NPE(16))
+        svi.step(x)
+        svi.step(x)
+        assert len(list(pyro.get_param_store().keys())) == len(before)
+        after = host.weights(host.package.AmortizedPosterior(model, guide))
+    else:
+        import optax
+
+        svi = host.infer.SVI(model, guide, optax.adam(1e-2), host.package.NPE(16))
+        result = svi.run(host.key(0), 2, x, progress_bar=False)
+        after = host.weights(host.package.AmortizedPosterior(model, guide, params=result.params))
+    for name, value in before.items():
+        assert np.abs(after[name] - value).max() > 1e-5, name
+
+
+def test_trap_6_a_reduction_across_a_plate_is_never_silently_wrong(host):
+    """Right by itself, wrong under an outer plate: y ~ Normal(sum of all, 1)."""
+    model = host.models.cross_plate_sum
+    if host.name == "pyro":
+        with pytest.warns(UserWarning, match="site 'y' mixes vectorised runs"):
+            bank = host.simulate(model, 300)
+        with pytest.raises(ValueError, match="cannot be vectorised: site 'y' mixes"):
+            host.simulate(model, 300, method="vectorized")
+    else:
+        bank = host.simulate(model, 300)
+    error = np.asarray(bank["y"]) - np.asarray(bank["a"]).sum(1)
+    assert 0.8 < error.std() < 1.2
+
+
+def test_trap_7_a_model_that_reads_its_data_is_refused(host):
+    model = host.models.random_walk
+    y = host.array(np.array([0.5, 1.0, -0.3, 2.0]))
+    with pytest.raises(ValueError, match="the model reads this data while it simulates"):
+        host.guide(model, observed="y").setup(y)
+
+
+def test_trap_7_data_in_the_arguments_do_not_leak_into_simulations(host):
+    model = host.models.conjugate_normal
+    far = host.array(np.full(20, 50.0))
+    bank = host.simulate(model, 200, args=(far,))
+    assert np.abs(np.asarray(bank["x"])).max() < 10
+    free, given = (
+        host.standardisation(
+            host.untrained(model, host.guide(model, observed="x"), *args)
+        )
+        for args in ((), (far,))
+    )
+    np.testing.assert_array_equal(free, given)
+
+
+def test_trap_8_trees_are_flat_variables_with_chain_and_draw(host):
+    """ArviZ 0.23 builds garbage from the nested form without an error."""
+    pytest.importorskip("arviz_base")
+    model = host.models.conjugate_normal
+    amortized = host.untrained(model, host.guide(model, observed="x"))
+    tree = host.to_datatree(amortized.at(x=host.array(np.zeros(20))), 10)
+    assert list(tree["posterior"].data_vars) == ["z"]
+    assert tree["posterior"]["z"].dims == ("chain", "draw")
+    assert tree["posterior"]["z"].dtype.kind == "f"
+
+
+def test_trap_11_k_hat_looks_at_the_large_weights(host):
+    """With the sign of the weights lost, a guide far too narrow would look reliable."""
+    from amortize_diagnostics import importance_summary
+
+    rng = np.random.default_rng(0)
+    narrow = 0.25 * rng.normal(size=4000)  # weights with a heavy right tail
+    heavy = -0.5 * narrow**2 + 0.5 * (narrow / 0.25) ** 2
+    wide = 3 * rng.normal(size=4000)  # bounded weights
+    light = -0.5 * wide**2 + 0.5 * (wide / 3) ** 2
+    assert importance_summary(heavy).khat > 0.7
+    assert importance_summary(light).khat < 0.5
+    # The package's own weights have the same sign.
+    model = host.models.conjugate_normal
+    amortized = host.untrained(model, host.guide(model, observed="x"))
+    found = host.importance_sample(amortized.at(x=host.array(np.full(20, 0.5))), 2000)
+    z = found.samples["z"]
+    posterior_mean = 20 * 0.5 / 21
+    near = np.abs(z - posterior_mean) < 0.1
+    assert found.log_weights[near].mean() > found.log_weights[~near].mean() + 1
