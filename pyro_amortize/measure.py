@@ -1,4 +1,4 @@
-"""Measuring the standardisation of a guide on prior simulations."""
+"""Location and scale from the model: over prior simulations, and at given parents."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 from torch import Tensor
 
 from pyro_amortize.checks import bound_arguments
-from pyro_amortize.layout import pack, pack_moments, pack_plain
-from pyro_amortize.simulate import conditional_location_scale, simulate, simulate_rows
-from pyro_amortize.standardisation import Standardisation, robust_moments
-from pyro_amortize.structure import ModelStructure
+from pyro_amortize.layout import natural, pack, pack_moments, pack_plain
+from pyro_amortize.simulate import (
+    aligned_location_scale,
+    conditional_location_scale,
+    simulate,
+    simulate_rows,
+)
+from pyro_amortize.standardisation import Moments, Standardisation, robust_moments
+from pyro_amortize.structure import ModelStructure, SiteInfo
 from pyro_amortize.tracing import seeded
 
 _NUM_SIMULATIONS = 2048
@@ -82,3 +87,48 @@ def _rows(
         for name in conditional
     }
     return values, moments
+
+
+def conditional_moments(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    site: SiteInfo,
+    call: Call,
+    latents: Mapping[str, Tensor],
+    *,
+    is_vectorized: bool = True,
+) -> Moments:
+    """The model's own location and scale of a site, as the guide uses them while it draws.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        site: A conditional site.
+        call: Arguments of the model.
+        latents: Values of the latents before it, in the host's layout, batch axes to the left.
+        is_vectorized: Whether the model runs under an outer plate.
+
+    Returns:
+        Two arrays of shape `(*batch, *aligned plates, size)`.
+    """
+    args, kwargs = call
+    nesting = structure.max_plate_nesting
+    if is_vectorized:
+        moments = aligned_location_scale(model, args, kwargs, site.name, latents)
+        extra = moments[0].ndim - len(site.event_shape) - nesting
+        return pack_moments(structure, site, moments, max(extra, 0))
+    sites = {name: structure.site(name) for name in latents}
+    extra = max(
+        (value.ndim - len(sites[name].event_shape) - nesting for name, value in latents.items()),
+        default=0,
+    )
+    values = {}
+    for name, value in latents.items():
+        event_dim = len(sites[name].event_shape)
+        missing = (1,) * (max(extra, 0) + nesting + event_dim - value.ndim)
+        value = value.reshape(missing + value.shape)
+        values[name] = natural(value, structure, sites[name], event_dim)
+    moments = conditional_location_scale(
+        model, args, kwargs, site.name, values, max(extra, 0), is_vectorized=False
+    )
+    return pack_moments(structure, site, moments, max(extra, 0))

@@ -243,7 +243,8 @@ def _site_problems(sites: Trace, observed: tuple[str, ...], data: Mapping[str, A
         if name in sites and name not in observed
     ]
     for name, site in sites.items():
-        if isinstance(site["fn"], dist.MaskedDistribution):
+        is_masked = site["mask"] is not None and not torch.all(torch.as_tensor(site["mask"]))
+        if is_masked or isinstance(site["fn"], dist.MaskedDistribution):
             problems.append(f"site '{name}': masked sites are not supported; drop masked rows")
         if site["scale"] is not None and not torch.all(torch.as_tensor(site["scale"]) == 1.0):
             problems.append(f"site '{name}': scaled sites are not supported; remove the handler")

@@ -88,7 +88,7 @@ def vectorization_problem(
             # Deterministic values are computed again: given, they would agree with themselves.
             drawn = {name: value[row] for name, value in values.items() if name in densities}
             single = run_model(model, args, kwargs, values=drawn)
-            computed = {**log_densities(single), **_deterministic(single)}
+            computed = {**_deterministic(single), **log_densities(single)}
             for name, expected in computed.items():
                 got = (densities if name in densities else values)[name][row]
                 if got.shape != expected.shape or not torch.allclose(
@@ -291,9 +291,13 @@ def _over_rows(
     is_vectorized: bool,
 ) -> dict[str, Tensor]:
     """Read something off runs at given values: one run under outer plates, or one a row."""
-    batch_shape = tuple(next(iter(values.values())).shape[:batch_dims])
-    if not batch_shape:
+    if not batch_dims:
         return read(run_model(model, args, kwargs, values=values))
+    batch_shape = torch.broadcast_shapes(*(value.shape[:batch_dims] for value in values.values()))
+    values = {
+        name: value.expand(*batch_shape, *value.shape[batch_dims:])
+        for name, value in values.items()
+    }
     if not is_vectorized:
         rows = [
             read(
@@ -402,6 +406,8 @@ def simulate(
         ValueError: If `num_simulations` is below 1, or the check fails under `"vectorized"`.
 
     Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
         >>> def model():
         ...     return pyro.sample("z", dist.Normal(0.0, 1.0))
         >>> simulate(model, 5)["z"].shape

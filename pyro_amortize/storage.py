@@ -19,7 +19,6 @@ from pyro_amortize import embeddings as embedding_families
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.reading import read_structure
-from pyro_amortize.simulate import vectorization_problem
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import run_model, seeded
 
@@ -39,10 +38,15 @@ def save_guide(
         guide: The guide, set up.
         history: What happened in training, or None.
     """
+    if guide.setup_call is None:
+        raise RuntimeError(
+            "AmortizedGuide: no call of the model is known; call guide.setup(*args, **kwargs) "
+            "before saving"
+        )
     tensors = {"standardisation": guide.standardisation}
     for name, value in guide.chain.state_dict().items():
         tensors[f"guide.{name}"] = value
-    for name, value in _model_params(guide).items():
+    for name, value in _model_params(guide.model, *guide.setup_call).items():
         tensors[f"model.{name}"] = value
     call = _encode_call(guide.setup_call, tensors)
     embeddings, densities = guide.specifications(guide.structure)
@@ -106,11 +110,10 @@ def load_guide(
     if header["call"] is not None:
         args, kwargs = _decode_call(header["call"], tensors)
         _check_model(path, guide, structure, args, kwargs)
-        guide.setup_call = (args, kwargs)
-        with torch.no_grad():
-            guide.vectorization_problem = vectorization_problem(model, args, kwargs)
     dtype = torch.get_default_dtype()
     guide.build(structure, tensors["standardisation"].to(dtype))
+    if header["call"] is not None:
+        guide.setup(*args, **kwargs)
     weights = {
         name.removeprefix("guide."): value
         for name, value in tensors.items()
@@ -132,10 +135,12 @@ def load_guide(
     return guide, history
 
 
-def _model_params(guide: AmortizedGuide) -> dict[str, Tensor]:
+def _model_params(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """Values of the model's `param` sites."""
     with torch.no_grad(), seeded(0):
-        trace = run_model(guide.model, *guide.setup_call)
+        trace = run_model(model, args, kwargs)
     return {name: site["value"] for name, site in trace.items() if site["type"] == "param"}
 
 
@@ -154,6 +159,7 @@ def _check_model(
             observed=guide.observed,
             inputs=guide.inputs,
             sizes=guide.sizes,
+            parents={site.name: site.parents for site in structure.latents},
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: belongs to another model than the given one: {error}") from error

@@ -96,7 +96,8 @@ def read_support(constraint: Any) -> Support | None:
         The support, or None for discrete, circular, matrix-valued and other constraints
         outside the supported list.
     """
-    while isinstance(constraint, constraints.independent):
+    wrappers = (constraints.independent, constraints.MixtureSameFamilyConstraint)
+    while isinstance(constraint, wrappers):
         constraint = constraint.base_constraint
     if constraint.is_discrete:
         return None

@@ -16,7 +16,13 @@ def numpy_tree(value):
         return {name: numpy_tree(item) for name, item in value.items()}
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-    return np.asarray(value)
+    return np.array(np.asarray(value))  # a copy: torch updates parameters in place
+
+
+def num_distinct(draws):
+    """Number of different values, as a fraction of all; single precision repeats a few."""
+    draws = np.asarray(draws)
+    return len(np.unique(draws)) / draws.size
 
 
 class NumPyroHost:
@@ -134,7 +140,7 @@ class NumPyroHost:
 
     def spline_gradient(self, value, parameters, num_bins, bound):
         """Derivative of the spline by automatic differentiation, at float64."""
-        with self._jax.enable_x64(True):
+        with self._jax.enable_x64(new_val=True):
             numbers, spline = self._jax.numpy, self.module("densities.spline_flow")
             parameters = numbers.asarray(parameters)
 

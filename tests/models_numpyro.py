@@ -248,7 +248,10 @@ def masked(y=None):
 
 def masked_by_handler(y=None):
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
-    with numpyro.plate("rows", 3, dim=-1), numpyro.handlers.mask(mask=jnp.array([True, True, False])):
+    with (
+        numpyro.plate("rows", 3, dim=-1),
+        numpyro.handlers.mask(mask=jnp.array([True, True, False])),
+    ):
         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 

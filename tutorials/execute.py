@@ -4,6 +4,7 @@ python tutorials/execute.py                      every tutorial
 python tutorials/execute.py pyro/01_first_posterior.py ...     only these
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,8 @@ import nbformat
 from nbclient import NotebookClient
 
 TUTORIALS = Path(__file__).parent
+# A remark of tqdm about notebook widgets, which would show paths of this machine.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
 
 
 def execute(script: Path) -> Path:

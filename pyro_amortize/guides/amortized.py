@@ -19,17 +19,13 @@ from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
 from pyro_amortize.guides.specifications import check_specifications, resolve_specifications
 from pyro_amortize.layout import align, natural, pack_moments
-from pyro_amortize.measure import Call, measure
+from pyro_amortize.measure import Call, conditional_moments, measure
 from pyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from pyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
-from pyro_amortize.simulate import (
-    aligned_location_scale,
-    conditional_location_scale,
-    vectorization_problem,
-)
+from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
-from pyro_amortize.tracing import seeded
+from pyro_amortize.tracing import is_taken, seeded
 
 
 class AmortizedGuide(PyroModule):
@@ -93,7 +89,8 @@ class AmortizedGuide(PyroModule):
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density)
         self._parents = parents
-        self.setup_call: Call = ((), {})
+        self.setup_call: Call | None = None
+        self._unbound: tuple[AmortizedGuide, ...] = ()
         self._observations: Mapping[str, Any] | None = None
         self._structure: ModelStructure | None = None
         self._initial: list[Tensor] = []
@@ -147,9 +144,15 @@ class AmortizedGuide(PyroModule):
         Returns:
             The guide itself.
         """
-        if self._structure is not None:
+        if self._unbound:
+            self._share(self._unbound[0].setup_over(calls))
             return self
         args, kwargs = calls[0]
+        if self._structure is not None:
+            if self.setup_call is None:  # the networks were loaded without a call of the model
+                self.setup_call = (args, kwargs)
+                self.vectorization_problem = vectorization_problem(self.model, args, kwargs)
+            return self
         structure = read_structure(
             self.model,
             args,
@@ -175,7 +178,7 @@ class AmortizedGuide(PyroModule):
         self.chain = chain.to(standardisation.device)
         self.register_buffer("standardisation", standardisation)
         self._structure = structure
-        self._initial = [parameter.detach().clone() for parameter in self.chain.parameters()]
+        self._initial = [parameter.detach().clone() for parameter in chain.parameters()]
 
     def specifications(
         self, structure: ModelStructure
@@ -205,7 +208,14 @@ class AmortizedGuide(PyroModule):
         """
         bound = copy.copy(self)
         bound._observations = dict(observations)
+        bound._unbound = self._unbound or (self,)
         return bound
+
+    def _share(self, unbound: AmortizedGuide) -> None:
+        """Take over the set-up of the guide that this one was bound from."""
+        self._structure, self._initial = unbound._structure, unbound._initial
+        self.setup_call = unbound.setup_call
+        self.vectorization_problem = unbound.vectorization_problem
 
     def forward(
         self, *args: Any, observations: Mapping[str, Any] | None = None, **kwargs: Any
@@ -259,13 +269,24 @@ class AmortizedGuide(PyroModule):
         Raises:
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
-        settings = read_settings(self.model, args, kwargs, self.sizes)
-        check_settings(self.structure, settings)
+        check_settings(self.structure, read_settings(self.model, args, kwargs, self.sizes))
         if observations is None:
             observations = self._observations
         if observations is None:
-            observations = read_data(self.model, args, kwargs)
+            observations = self._read_data(args, kwargs)
         return check_observations(self.structure, observations, batch_dims)
+
+    def _read_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The data of a call, by tracing the model where its plates can be opened."""
+        try:
+            return read_data(self.model, args, kwargs)
+        except ValueError as error:
+            if not any(is_taken(plate.dim) for plate in self.structure.plates.values()):
+                raise
+            raise ValueError(
+                f"observed sites {list(self.observed)}: cannot be read while the host keeps a "
+                "plate open where the model has its own. Bind the data: guide.bind({...})"
+            ) from error
 
     def register(self) -> None:
         """Put the networks into the host's parameter store, so that `SVI` trains them.
@@ -442,13 +463,17 @@ class AmortizedGuide(PyroModule):
     ) -> dict[str, Tensor]:
         """Go through the sites; values are in the host's layout, batch axes to the left."""
         constants, contexts = self._contexts(args, kwargs, observations, batch_dims)
-        chain, nesting = self._chain(), self.structure.max_plate_nesting
+        chain, model, structure = self._chain(), self.model, self.structure
+        nesting, is_vectorized = structure.max_plate_nesting, self.is_vectorized
         latents: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
-        for site in self.structure.latents:
+        for site in structure.latents:
             conditionals: Conditionals = {}
             if site.is_conditional:
-                conditionals = {site.name: self._conditional(site, args, kwargs, latents)}
+                moments = conditional_moments(
+                    model, structure, site, (args, kwargs), latents, is_vectorized=is_vectorized
+                )
+                conditionals = {site.name: moments}
             distribution = chain.distribution(site, constants, contexts, features, conditionals)
             value = draw(site, distribution)
             latents[site.name] = value
@@ -473,27 +498,3 @@ class AmortizedGuide(PyroModule):
             arguments = bound_arguments(self.model, args, kwargs).arguments
             inputs = {name: arguments[name] for name in self.inputs}
         return constants, self._chain().contexts(constants, observations, inputs, batch_dims)
-
-    def _conditional(
-        self,
-        site: SiteInfo,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        latents: Mapping[str, Tensor],
-    ) -> Moments:
-        """The model's location and scale of a site at values in the host's layout, packed."""
-        nesting = self.structure.max_plate_nesting
-        if self.is_vectorized:
-            moments = aligned_location_scale(self.model, args, kwargs, site.name, latents)
-            extra = moments[0].ndim - len(site.event_shape) - nesting
-            return pack_moments(self.structure, site, moments, max(extra, 0))
-        values, extra = {}, 0
-        for name, value in latents.items():
-            event_dim = len(self.structure.site(name).event_shape)
-            extra = max(value.ndim - event_dim - nesting, 0)
-            aligned = align(value, nesting, event_dim, extra)
-            values[name] = natural(aligned, self.structure, self.structure.site(name), event_dim)
-        moments = conditional_location_scale(
-            self.model, args, kwargs, site.name, values, extra, is_vectorized=False
-        )
-        return pack_moments(self.structure, site, moments, extra)

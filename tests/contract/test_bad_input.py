@@ -8,6 +8,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from tests.backends import num_distinct
+
 
 def refusal(host, name, *args, observed="y", **options):
     """The message with which a guide for this model is refused."""
@@ -36,8 +38,16 @@ def refusal(host, name, *args, observed="y", **options):
         ("masked_by_handler", {}, "site 'y': masked sites are not supported"),
         ("scaled", {}, "site 'y': scaled sites are not supported"),
         ("subsampled", {}, "plate 'rows': subsampling (3 of 6) is not supported"),
-        ("conjugate_normal", {"observed": "x", "inputs": {"w": None}}, "input 'w': the call has no"),
-        ("conjugate_normal", {"observed": "x", "sizes": {"w": "rows"}}, "sizes 'w': the call has no"),
+        (
+            "conjugate_normal",
+            {"observed": "x", "inputs": {"w": None}},
+            "input 'w': the call has no",
+        ),
+        (
+            "conjugate_normal",
+            {"observed": "x", "sizes": {"w": "rows"}},
+            "sizes 'w': the call has no",
+        ),
         (
             "hierarchical_normal",
             {"parents": {"theta": ["w"]}},
@@ -215,7 +225,7 @@ def test_sampling_before_training_works_with_a_warning(host):
     untrained = host.package.AmortizedPosterior(model, host.guide(model, observed="x"))
     with pytest.warns(UserWarning, match="the guide is not trained"):
         posterior = untrained.at(x=host.array(np.zeros(20)))
-    assert len(np.unique(host.sample(posterior, 200)["z"])) == 200
+    assert num_distinct(host.sample(posterior, 200)["z"]) > 0.99
 
 
 @pytest.mark.parametrize("num", [0, -3])
@@ -351,7 +361,7 @@ def test_model_that_cannot_be_vectorised_falls_back_to_the_loop(host):
     model = host.models.python_branch
     with pytest.warns(UserWarning, match="so each simulation is one"):
         bank = host.simulate(model, 20)
-    assert len(np.unique(np.asarray(bank["z"]))) == 20
+    assert num_distinct(bank["z"]) == 1.0
     with pytest.raises(Exception):  # noqa: B017, PT011 (the host's own error)
         host.simulate(model, 20, method="vectorized")
     with warnings.catch_warnings():

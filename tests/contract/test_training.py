@@ -113,9 +113,9 @@ def test_parameters_of_the_model_train_under_a_bound_but_not_under_npe(host):
             return float(amortized.params["scale"])
         import pyro
 
-        return float(pyro.param("scale"))
+        return float(pyro.param("scale").detach())
 
-    assert scale(host.trace_elbo(), 300) < 1.2
+    assert scale(host.trace_elbo(), 150) < 1.2
     assert scale(host.package.NPE(8), 20) == pytest.approx(2.0, abs=1e-6)
 
 

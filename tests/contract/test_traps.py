@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from tests.backends import num_distinct
+
 
 def test_trap_1_every_draw_is_distinct(host):
     """Draws expanded under a plate would have the right shape and be all the same."""
@@ -10,15 +12,15 @@ def test_trap_1_every_draw_is_distinct(host):
     amortized = host.untrained(model, host.guide(model, observed="y"))
     posterior = amortized.at(y=host.array(np.linspace(-1, 1, 8)))
     draws = host.sample(posterior, 500)
-    assert len(np.unique(draws["mu"])) == 500
-    assert len(np.unique(draws["theta"])) == 4000
+    assert num_distinct(draws["mu"]) > 0.99
+    assert num_distinct(draws["theta"]) > 0.99
     many = amortized.at_each(observations={"y": np.zeros((5, 8), "float32")})
-    assert len(np.unique(host.sample(many, 100)["mu"])) == 500
+    assert num_distinct(host.sample(many, 100)["mu"]) > 0.99
     weighted = host.importance_sample(posterior, 300)
-    assert len(np.unique(weighted.samples["mu"])) == 300
-    assert len(np.unique(weighted.samples["theta"])) == 2400
+    assert num_distinct(weighted.samples["mu"]) > 0.99
+    assert num_distinct(weighted.samples["theta"]) > 0.99
     bank = host.simulate(model, 200)
-    assert len(np.unique(np.asarray(bank["y"]))) == 1600
+    assert num_distinct(np.asarray(bank["y"])) > 0.99
 
 
 def test_trap_1_in_vectorised_particles_of_the_host(host):
@@ -45,8 +47,8 @@ def test_trap_1_in_vectorised_particles_of_the_host(host):
             return {name: trace[name]["value"] for name in ("mu", "theta")}
 
         values = jax.vmap(one)(jax.random.split(host.key(0), 6))
-    assert len(np.unique(values["mu"])) == 6
-    assert len(np.unique(values["theta"])) == 48
+    assert num_distinct(values["mu"]) > 0.99
+    assert num_distinct(values["theta"]) > 0.99
 
 
 def test_trap_3_the_embedding_gets_gradients(host):
@@ -119,9 +121,7 @@ def test_trap_7_data_in_the_arguments_do_not_leak_into_simulations(host):
     bank = host.simulate(model, 200, args=(far,))
     assert np.abs(np.asarray(bank["x"])).max() < 10
     free, given = (
-        host.standardisation(
-            host.untrained(model, host.guide(model, observed="x"), *args)
-        )
+        host.standardisation(host.untrained(model, host.guide(model, observed="x"), *args))
         for args in ((), (far,))
     )
     np.testing.assert_array_equal(free, given)

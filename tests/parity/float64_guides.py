@@ -1,0 +1,58 @@
+"""Run by `test_numbers.py` in a process of its own: guides of one package at double precision.
+
+`python -m tests.parity.float64_guides pyro|numpyro FOLDER` writes, for each case, the guide file
+if it does not exist (NumPyro does) and the site log densities at fixed values.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+SIGMA = np.linspace(9.0, 18.0, 8)
+
+
+def schools(rng, local):
+    latents = {
+        "mu": 4 + 2 * rng.normal(size=5),
+        "tau": np.exp(rng.normal(size=5)),
+        local: rng.normal(size=(5, 8)) * (1.0 if local == "z" else 8.0),
+    }
+    return (SIGMA,), latents, {"y": 10 * rng.normal(size=(5, 8))}
+
+
+def linear(rng):
+    return (), {"z": rng.normal(size=(5, 10))}, {"x": rng.normal(size=(5, 20, 10))}
+
+
+CASES = {
+    "eight_schools_centered": lambda rng: schools(rng, "theta"),
+    "eight_schools_noncentered": lambda rng: schools(rng, "z"),
+    "linear_gaussian_10": linear,
+}
+
+
+def main(backend: str, folder: Path) -> None:
+    if backend == "pyro":
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+    from tests.backends import host as host_of
+
+    host = host_of(backend)
+    for name, case in CASES.items():
+        args, latents, observations = case(np.random.default_rng(0))
+        args = tuple(host.array(value) for value in args)
+        model, path = getattr(host.models, name), folder / f"{name}.safetensors"
+        if backend == "numpyro":
+            inputs = {"sigma": "schools"} if args else None
+            guide = host.guide(model, observed=list(observations), inputs=inputs)
+            host.scrambled(model, guide, *args, scale=0.1).save(path)
+        amortized = host.package.AmortizedPosterior.load(path, model)
+        found = host.site_log_probs(amortized, args, latents, observations)
+        assert all(value.dtype == np.float64 for value in found.values())
+        np.savez(folder / f"{name}.{backend}.npz", **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

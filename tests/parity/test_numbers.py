@@ -1,0 +1,106 @@
+"""Same weights, same numbers; same model, same structure."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.backends import host as host_of
+from tests.conftest import require
+from tests.parity.float64_guides import CASES, SIGMA
+from tests.source_tree import ROOT
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A guide of NumPyro in a file, and its densities by both packages."""
+    path = tmp_path_factory.mktemp("float64")
+    for backend in ("numpyro", "pyro"):
+        require(backend)
+        subprocess.run(
+            [sys.executable, "-m", "tests.parity.float64_guides", backend, str(path)],
+            cwd=ROOT,
+            env={**os.environ, "JAX_ENABLE_X64": "1"},
+            check=True,
+        )
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_guide_of_numpyro_has_the_same_densities_in_pyro(folder, name):
+    with (
+        np.load(folder / f"{name}.numpyro.npz") as theirs,
+        np.load(folder / f"{name}.pyro.npz") as ours,
+    ):
+        assert set(theirs) == set(ours)
+        for site in theirs:
+            assert theirs[site].std() > 1e-3  # the values differ, so that agreement means something
+            np.testing.assert_allclose(
+                ours[site].reshape(theirs[site].shape), theirs[site], rtol=1e-9, err_msg=site
+            )
+
+
+STRUCTURES = {
+    "conjugate_normal": ((), {"observed": "x"}),
+    "conjugate_normal_many": ((None, 4), {"observed": "x", "sizes": {"num_datasets": "datasets"}}),
+    "linear_gaussian_2": ((), {"observed": "x"}),
+    "linear_gaussian_10": ((), {"observed": "x"}),
+    "linear_gaussian_2_many": ((None, 4), {"observed": "x"}),
+    "linear_gaussian_10_many": ((None, 4), {"observed": "x"}),
+    "two_mode_sign": ((), {"observed": "x"}),
+    "beta_binomial": ((), {"observed": "k"}),
+    "normal_unknown_scale": ((), {"observed": "x"}),
+    "hierarchical_normal": ((), {"observed": "y"}),
+    "eight_schools_centered": ((SIGMA,), {"observed": "y", "inputs": {"sigma": "schools"}}),
+    "eight_schools_noncentered": ((SIGMA,), {"observed": "y", "inputs": {"sigma": "schools"}}),
+    "linear_regression": (
+        (np.random.default_rng(0).normal(size=(7, 3)),),
+        {"observed": "y", "inputs": {"features": "rows"}},
+    ),
+    "nested_groups": ((), {"observed": "y"}),
+    "wide_supports": ((), {"observed": "y"}),
+    "two_observed": ((), {"observed": ("a", "b")}),
+    "with_factor": ((), {"observed": "y"}),
+    "with_parameter": ((), {"observed": "y"}),
+    "paired_rows": ((), {"observed": ("a", "b")}),
+}
+
+
+def structure_of(backend, name):
+    require(backend)
+    host = host_of(backend)
+    args, options = STRUCTURES[name]
+    args = tuple(host.array(value) if isinstance(value, np.ndarray) else value for value in args)
+    observed, inputs = options["observed"], options.get("inputs", {})
+    return host.module("reading").read_structure(
+        getattr(host.models, name),
+        args,
+        {},
+        observed=(observed,) if isinstance(observed, str) else observed,
+        inputs=inputs,
+        sizes=options.get("sizes", {}),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(STRUCTURES))
+def test_a_model_has_the_same_structure_in_both(name):
+    first, second = (structure_of(backend, name) for backend in ("numpyro", "pyro"))
+    assert first.to_dict() == second.to_dict()
+    assert str(first) == str(second)
+
+
+def test_both_files_of_models_have_the_same_functions():
+    names = []
+    for backend in ("numpyro", "pyro"):
+        require(backend)
+        models = host_of(backend).models
+        names.append(
+            {
+                name
+                for name, value in vars(models).items()
+                if callable(value) and getattr(value, "__module__", "") == models.__name__
+            }
+        )
+    assert names[0] == names[1]
