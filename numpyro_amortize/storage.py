@@ -146,6 +146,7 @@ def _check_model(
             observed=guide.observed,
             inputs=guide.inputs,
             sizes=guide.sizes,
+            parents={site.name: site.parents for site in structure.latents},
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: belongs to another model than the given one: {error}") from error

@@ -20,7 +20,8 @@ def bound_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> inspect.BoundArguments:
     """The model's arguments by name, without defaults."""
-    return inspect.signature(model).bind(*args, **kwargs)
+    named = getattr(model, "forward", model)  # a module's own call takes anything
+    return inspect.signature(named).bind(*args, **kwargs)
 
 
 def is_array(value: Any) -> bool:

@@ -111,6 +111,7 @@ def is_taken(dim: int) -> bool:
 
 
 def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
+    """Sites by name without outer plates; sequential plates have no dimension and do not count."""
     trace: Trace = {}
     for name, node in nodes.items():
         if name.startswith(("_INPUT", "_RETURN", "_amortize_batch_")):
@@ -124,7 +125,7 @@ def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
             frames = [
                 frame
                 for frame in node["cond_indep_stack"]
-                if not frame.name.startswith("_amortize_batch_")
+                if frame.vectorized and not frame.name.startswith("_amortize_batch_")
             ]
             kind = "deterministic" if node["infer"].get("_deterministic") else "sample"
             trace[name] = {**node, "type": kind, "cond_indep_stack": frames}

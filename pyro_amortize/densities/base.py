@@ -220,11 +220,14 @@ def host_batch_shape(
         aligned: Batch shape with all plate axes, event plates at 1.
 
     Returns:
-        The shape without leading ones to the left of all plates of the site.
+        The shape without leading ones to the left of all plates of the site; with batch axes,
+        which may have length 1 too, the whole shape.
     """
     shape = list(aligned)
     for plate in site.event_plates:
         shape[structure.plates[plate].dim] = structure.plates[plate].size
+    if len(shape) > structure.max_plate_nesting:
+        return tuple(shape)
     own = (*site.plates, *site.event_plates)
     kept = max((-structure.plates[plate].dim for plate in own), default=0)
     while len(shape) > kept and shape[0] == 1:
