@@ -7,8 +7,8 @@ a noise scale are drawn, then the data. For each backend:
 - `Predictive(parallel=True)`: the host's own vectorised draws, and for NumPyro the same compiled;
 - a Python loop of single runs of the model, timed on fewer runs, as it is so slow.
 
-The first call is timed by itself and left out of the rest. Run it with `make bench`; it prints a
-table and appends a line to `benchmarks/results.jsonl`.
+The first call is timed by itself and left out of the rest; torch has one thread, JAX what it takes.
+Run it with `make bench`; it prints a table and appends a line to `benchmarks/results.jsonl`.
 """
 
 import argparse
@@ -93,6 +93,7 @@ def pyro_methods():
         with pyro.plate("points", NUM_POINTS):
             pyro.sample("y", dist.Normal(mean, sigma), obs=y)
 
+    torch.set_num_threads(1)
     x = torch.as_tensor(COVARIATES)
 
     def own(num, number):

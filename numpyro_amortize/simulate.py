@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +169,18 @@ def simulate_rows(
     return jax.vmap(one)(jax.random.split(rng_key, num_simulations))
 
 
+@eqx.filter_jit
+def _compiled_rows(
+    model: Callable[..., Any],
+    num_simulations: int,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rng_key: Array,
+) -> dict[str, Array]:
+    """Joint draws, compiled once for each model and shape of its arguments."""
+    return simulate_rows(model, num_simulations, args, kwargs, rng_key)[0]
+
+
 def simulate(
     model: Callable[..., Any],
     num_simulations: int,
@@ -210,8 +223,7 @@ def simulate(
     key = jax.random.key(0) if rng_key is None else rng_key
     if method != "loop":
         try:
-            run = jax.jit(lambda k: simulate_rows(model, num_simulations, args, kwargs, k)[0])
-            return count_nonfinite(run(key))
+            return count_nonfinite(_compiled_rows(model, num_simulations, args, kwargs, key))
         except jax.errors.JAXTypeError as error:
             if method == "vectorized":
                 raise
@@ -228,7 +240,7 @@ def count_nonfinite(sites: Mapping[str, Array]) -> Simulations:
     """Wrap arrays of joint draws, counting the runs that are not finite at each site."""
     num = len(next(iter(sites.values())))
     counts = {
-        name: int(num - np.sum(np.asarray(finite_rows({name: value}))))
+        name: num - int(np.isfinite(np.asarray(value).reshape(num, -1)).all(1).sum())
         for name, value in sites.items()
     }
     return Simulations(dict(sites), num, {name: count for name, count in counts.items() if count})

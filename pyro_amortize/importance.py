@@ -237,11 +237,11 @@ def _keep(
     """Of `(K, S, ...)` local draws, the chosen one for each plate element."""
     nesting, event_dim = structure.max_plate_nesting, len(site.event_shape)
     batch_dims = chosen.ndim
-    aligned = align(torch.as_tensor(value), nesting, event_dim, batch_dims).numpy()
+    aligned = align(torch.from_numpy(value), nesting, event_dim, batch_dims).numpy()
     shape = [1] * nesting
     for plate in shared:
         dim = structure.plates[plate].dim
         shape[dim] = aligned.shape[dim - event_dim]
     index = chosen.reshape((1, *chosen.shape[:-1], *shape, *([1] * event_dim)))
     kept = np.take_along_axis(aligned, index, axis=0)[0]
-    return natural(torch.as_tensor(kept), structure, site, event_dim).numpy()
+    return natural(torch.from_numpy(kept), structure, site, event_dim).numpy()
