@@ -141,7 +141,7 @@ def main() -> None:
         print(
             f"100 draws for each of {NUM_DATASETS:,} other sets of schools in one call: "
             f"{1e3 * seconds[1] / NUM_DATASETS:.2f} ms a set "
-            f"(first call, compilation included: {1e3 * seconds[0] / NUM_DATASETS:.2f} ms)"
+            f"(first call: {1e3 * seconds[0] / NUM_DATASETS:.2f} ms)"
         )
     draw_figure(answers)
     print(f"\nFigure: {FIGURE}")

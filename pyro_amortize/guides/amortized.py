@@ -213,9 +213,8 @@ class AmortizedGuide(PyroModule):
 
     def _share(self, unbound: AmortizedGuide) -> None:
         """Take over the set-up of the guide that this one was bound from."""
-        self._structure, self._initial = unbound._structure, unbound._initial
-        self.setup_call = unbound.setup_call
-        self.vectorization_problem = unbound.vectorization_problem
+        for name in ("_structure", "_initial", "setup_call", "vectorization_problem"):
+            setattr(self, name, getattr(unbound, name))
 
     def forward(
         self, *args: Any, observations: Mapping[str, Any] | None = None, **kwargs: Any
@@ -237,15 +236,18 @@ class AmortizedGuide(PyroModule):
         found = self.find_observations(args, kwargs, observations)
         self.register()
 
+        sizes = data_plate_sizes(self.structure, found)
+        plates = {  # one statement for each plate, entered at each of its sites
+            name: pyro.plate(name, sizes.get(name, info.size), dim=info.dim)
+            for name, info in self.structure.plates.items()
+        }
+
         def draw(site: SiteInfo, distribution: Any) -> Tensor:
             with ExitStack() as stack:
-                for plate in (*site.plates, *site.event_plates):
-                    info = self.structure.plates[plate]
-                    size = info.size if info.is_event else plate_sizes[plate]
-                    stack.enter_context(pyro.plate(plate, size, dim=info.dim))
+                for name in (*site.plates, *site.event_plates):
+                    stack.enter_context(plates[name])
                 return pyro.sample(site.name, distribution)
 
-        plate_sizes = data_plate_sizes(self.structure, found)
         return self._run(args, kwargs, found, 0, draw)
 
     def find_observations(
@@ -357,10 +359,8 @@ class AmortizedGuide(PyroModule):
         structure, log_probs = self.structure, {}
         nesting = structure.max_plate_nesting
         batch_shape = next(iter((given or observations).values())).shape[:batch_dims]
-        sizes = {
-            structure.plates[p].dim: n
-            for p, n in data_plate_sizes(structure, observations, batch_dims).items()
-        }
+        found = data_plate_sizes(structure, observations, batch_dims)
+        sizes = {structure.plates[plate].dim: size for plate, size in found.items()}
 
         def draw(site: SiteInfo, distribution: Any) -> Tensor:
             event_dim = len(site.event_shape)
