@@ -28,7 +28,7 @@ class StackedMLP(eqx.Module):
 
     Example:
         >>> network = StackedMLP(2, 3, (8,), 4, zero_output=True, rng_key=jax.random.key(0))
-        >>> network(jnp.ones((2, 5, 3))).shape
+        >>> network(jax.numpy.ones((2, 5, 3))).shape
         (2, 5, 4)
     """
 

@@ -212,6 +212,7 @@ def simulate(
 
     Example:
         >>> import numpyro
+        >>> import numpyro.distributions as dist
         >>> def model():
         ...     return numpyro.sample("z", dist.Normal(0.0, 1.0))
         >>> simulate(model, 5)["z"].shape
