@@ -14,6 +14,9 @@ from tests.backends import host as host_of
 from tests.catalogue import GAUSSIAN, OTHER
 from tests.problems import PROBLEMS
 
+# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
+pytestmark = pytest.mark.slow
+
 NUM_DRAWS = 4000
 
 # Steps, learning rate, simulations per step, and the density (None is the default spline flow).
