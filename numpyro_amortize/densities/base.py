@@ -172,7 +172,7 @@ class SiteDistribution(dist.Distribution):
     ) -> tuple[Array, list[Any]]:
         """Draws, and their log density as the one intermediate."""
         coordinates, inner = self.base.sample_with_intermediates(key, sample_shape)
-        log_prob = self.base.log_prob(coordinates, inner)
+        log_prob = self.base.log_prob(coordinates, *([inner] if inner else []))
         value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
         log_prob = log_prob - jnp.sum(jnp.log(self.scale), axis=-1) - log_det
         value = self._natural(value, len(self.event_shape))
