@@ -25,7 +25,7 @@ from numpyro_amortize.observations import data_plate_sizes
 from numpyro_amortize.simulate import joint_log_densities
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
-_ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
+ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _draw(
         return jax.lax.map(
             lambda own: one_draw(own, data),
             jax.random.split(key, num_samples),
-            batch_size=max(_ROWS_AT_ONCE // rows, 1),
+            batch_size=max(ROWS_AT_ONCE // rows, 1),
         )
 
     if batch_dims:

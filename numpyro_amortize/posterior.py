@@ -18,14 +18,12 @@ from numpyro_amortize.densities import Density
 from numpyro_amortize.embeddings import Embedding
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.history import TrainingHistory
-from numpyro_amortize.importance import ImportanceSamples, importance_samples
+from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from numpyro_amortize.layout import align
 from numpyro_amortize.observations import data_plate_sizes
 from numpyro_amortize.simulate import joint_log_densities, replay, simulate
 from numpyro_amortize.storage import load_guide, save_guide
 from numpyro_amortize.structure import ModelStructure, SiteInfo
-
-_ROWS_AT_ONCE = 65536
 
 
 class AmortizedPosterior:
@@ -218,7 +216,7 @@ class Posterior:
         Returns:
             Shape `(num_samples, [num_datasets])`, in nats, constrained space.
         """
-        latents = {site.name: latents[site.name] for site in self._structure.latents}
+        latents = self._latents(latents)
         return _log_prob(
             self._amortized.guide,
             self._amortized.params,
@@ -362,8 +360,11 @@ class Posterior:
             for name, value in self.observations.items()
         }
 
+    def _latents(self, latents: Mapping[str, Any]) -> dict[str, Array]:
+        return {site.name: jnp.asarray(latents[site.name]) for site in self._structure.latents}
+
     def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Array]:
-        latents = {site.name: latents[site.name] for site in self._structure.latents}
+        latents = self._latents(latents)
         values = latents | self._repeated(latents)
         return _joint(self._amortized.model, self._call, values, 1 + self._batch_dims)
 
@@ -371,14 +372,14 @@ class Posterior:
         names = [site.name for site in self._structure.deterministic]
         if not names:
             return {}
-        sites = {site.name: jnp.asarray(latents[site.name]) for site in self._structure.latents}
+        sites = self._latents(latents)
         values = sites | self._repeated(sites)
         key = jax.random.key(0)  # nothing is left to draw
         found = _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
         return {name: found[name] for name in names}
 
     def _predict(self, latents: Mapping[str, Any], key: Array) -> dict[str, Array]:
-        values = {site.name: latents[site.name] for site in self._structure.latents}
+        values = self._latents(latents)
         return _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
 
     def _export(
@@ -436,7 +437,7 @@ def _sample(
     return jax.lax.map(
         lambda key: guide.draw(params, *call, observations, batch_dims=batch_dims, rng_key=key)[0],
         jax.random.split(rng_key, num_samples),
-        batch_size=min(max(_ROWS_AT_ONCE // rows, 1), num_samples),
+        batch_size=min(max(ROWS_AT_ONCE // rows, 1), num_samples),
     )
 
 

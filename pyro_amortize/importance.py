@@ -22,7 +22,7 @@ from pyro_amortize.layout import align, natural
 from pyro_amortize.simulate import joint_log_densities
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
-_ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
+ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _draw(
     structure = guide.structure
     shared = structure.local_plates()
     data_rows = sum(value.numel() for value in observations.values())
-    block = max(_ROWS_AT_ONCE // (num_local * data_rows), 1)
+    block = max(ROWS_AT_ONCE // (num_local * data_rows), 1)
     names = [site.name for site in structure.latents]
     is_local = {site.name: bool(site.plates and shared) for site in structure.latents}
     parts = [

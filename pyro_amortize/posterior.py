@@ -16,14 +16,12 @@ from pyro_amortize.densities import Density
 from pyro_amortize.embeddings import Embedding
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.history import TrainingHistory
-from pyro_amortize.importance import ImportanceSamples, importance_samples
+from pyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from pyro_amortize.layout import align
 from pyro_amortize.observations import data_plate_sizes
 from pyro_amortize.simulate import joint_log_densities, replay, simulate
 from pyro_amortize.storage import load_guide, save_guide
 from pyro_amortize.structure import ModelStructure, SiteInfo
-
-_ROWS_AT_ONCE = 65536
 
 
 class AmortizedPosterior:
@@ -189,7 +187,7 @@ class Posterior:
             Constrained values by site, `(num_samples, [num_datasets,] *plates, *event)`.
         """
         rows = sum(value.numel() for value in self.observations.values())
-        block, left, parts = max(_ROWS_AT_ONCE // rows, 1), _positive(num_samples), []
+        block, left, parts = max(ROWS_AT_ONCE // rows, 1), _positive(num_samples), []
         while left > 0:
             parts.append(
                 self._amortized.guide.draw(

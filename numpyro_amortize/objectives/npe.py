@@ -196,7 +196,7 @@ class NPE(ELBO):
         rng_key: Array,
         param_map: Mapping[str, Any],
         model: Callable[..., Any],
-        guide: Any,
+        guide: ScoresLatents,
         call: tuple[tuple[Any, ...], dict[str, Any]],
         *,
         is_held_out: bool = False,

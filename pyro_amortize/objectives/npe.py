@@ -22,6 +22,8 @@ _BANK_SIZE = 10_000  # of a model that cannot be vectorised
 class ScoresLatents(Protocol):
     """What NPE needs of a guide: its structure, and densities at given values."""
 
+    vectorization_problem: str | None
+
     @property
     def structure(self) -> ModelStructure:
         """What the guide has read of the model."""
@@ -199,7 +201,7 @@ class NPE(ELBO):
     def _site_losses(
         self,
         model: Callable[..., Any],
-        guide: Any,
+        guide: ScoresLatents,
         call: tuple[tuple[Any, ...], dict[str, Any]],
         *,
         is_held_out: bool = False,
