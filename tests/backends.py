@@ -221,7 +221,9 @@ class PyroHost:
         return sampler
 
     def trace_elbo(self, num_particles=1):
-        return self.infer.Trace_ELBO(num_particles=num_particles)
+        return self.infer.Trace_ELBO(
+            num_particles=num_particles, vectorize_particles=num_particles > 1
+        )
 
     def simulate(self, model, num, *, seed=0, **options):
         self.seed(seed)

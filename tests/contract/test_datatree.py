@@ -5,9 +5,6 @@ import pytest
 
 from tests.backends import num_distinct
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 pytest.importorskip("arviz_base")
 GROUPS = {
     "posterior",

@@ -7,9 +7,6 @@ from tests import backends
 from tests.conftest import require
 from tests.problems import PROBLEMS
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 X = np.random.default_rng(11).normal(0.8, 1.0, size=20)
 MEAN, SD = (
     float(np.ravel(part)[0]) for part in PROBLEMS["conjugate_normal"].posterior({"x": X[None]})
@@ -96,14 +93,14 @@ def test_elbo_is_below_the_evidence_and_reaches_it_at_the_exact_posterior(host):
     problem = PROBLEMS["conjugate_normal"]
     model, guide = conjugate(host)
     amortized = host.fit(
-        model, guide, host.trace_elbo(), args=(host.array(X),), num_steps=600, learning_rate=1e-2
+        model, guide, host.trace_elbo(16), args=(host.array(X),), num_steps=1000, learning_rate=5e-3
     )
     posterior = amortized.at(host.array(X))
     draws = host.sample(posterior, 4000)
     ratio = host.log_joint(posterior, draws) - host.log_prob(posterior, draws)
     exact = problem.log_evidence({"x": X[None]})[0]
     assert ratio.mean() - 3 * ratio.std() / np.sqrt(4000) < exact
-    assert exact - ratio.mean() < 0.1
+    assert exact - ratio.mean() < 0.02
 
 
 @pytest.mark.parametrize("name", ["Trace_ELBO", "NPE"])
@@ -161,9 +158,10 @@ def regression(host, rng):
     )
 
 
+@pytest.mark.slow  # not passed yet: on NumPyro k-hat is 1.26 after 2,000 steps
 def test_uncarried_plate_is_one_event_under_npe(host, rng):
     model, guide, features, y, raw, slope = regression(host, rng)
-    steps = 300
+    steps = 2000
     amortized = host.fit(
         model, guide, host.package.NPE(64), args=(features,), num_steps=steps, learning_rate=2e-3
     )

@@ -5,9 +5,6 @@ import pytest
 
 from amortize_diagnostics import importance_summary
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 
 def cases(host):
     sigma = host.array(np.linspace(9, 18, 8))

@@ -3,9 +3,6 @@
 import numpy as np
 import pytest
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 
 def schools(host, **options):
     model = host.models.eight_schools_centered

@@ -5,9 +5,6 @@ import warnings
 import numpy as np
 import pytest
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 
 def test_history(host):
     model = host.models.conjugate_normal

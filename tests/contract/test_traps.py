@@ -5,9 +5,6 @@ import pytest
 
 from tests.backends import num_distinct
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 
 def test_trap_1_every_draw_is_distinct(host):
     """Draws expanded under a plate would have the right shape and be all the same."""

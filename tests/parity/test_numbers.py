@@ -12,9 +12,6 @@ from tests.conftest import require
 from tests.parity.float64_guides import CASES, SIGMA
 from tests.source_tree import ROOT
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
