@@ -20,8 +20,11 @@ from amortize_diagnostics import (
     resample,
 )
 from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.guides.call import CallValues
 from numpyro_amortize.layout import align, natural
+from numpyro_amortize.levels import pooling_levels
 from numpyro_amortize.observations import data_plate_sizes
+from numpyro_amortize.pooling import Pooling
 from numpyro_amortize.simulate import joint_log_densities
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -115,7 +118,7 @@ def importance_samples(
         log_weights = marginalise_local_weights(log_weights, local)
         chosen = choose_local_draws(local, np.random.default_rng(seed))
         for site in structure.latents:
-            if site.plates:
+            if structure.is_over(site, shared):
                 samples[site.name] = _keep(structure, site, samples[site.name], chosen, shared)
     return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
 
@@ -137,16 +140,20 @@ def _draw(
     """
     structure = guide.structure
     shared = structure.local_plates()
+    is_local = {
+        site.name: bool(shared) and structure.is_over(site, shared) for site in structure.latents
+    }
 
     def one_draw(key: Array, data: Mapping[str, Array]) -> tuple[dict[str, Array], Array, Array]:
         first, _ = guide.draw(params, *call, data, rng_key=key)
-        fixed = {site.name: first[site.name] for site in structure.latents if not site.plates}
+        fixed = {name: value for name, value in first.items() if not is_local[name]}
+        own_call = guide.call_values(*call, data)
 
         def one_local(own: Array) -> tuple[dict[str, Array], Array, Array]:
             latents, log_q = guide.draw(params, *call, data, given=fixed, rng_key=own)
             log_p = joint_log_densities(guide.model, *call, {**latents, **data}, 0)
             weights = [
-                split_density(structure, name, density, shared)
+                split_density(structure, name, density, shared, own_call)
                 for name, density in [*log_p.items(), *((n, -d) for n, d in log_q.items())]
             ]
             whole = jnp.sum(jnp.stack([part for part, _ in weights]))
@@ -156,8 +163,7 @@ def _draw(
         keys = jax.random.split(jax.random.fold_in(key, 1), num_local)
         latents, whole, elements = jax.vmap(one_local)(keys)
         latents = {
-            site.name: latents[site.name] if site.plates and shared else latents[site.name][0]
-            for site in structure.latents
+            name: value if is_local[name] else value[0] for name, value in latents.items()
         }
         return latents, whole[0], elements
 
@@ -182,16 +188,18 @@ def _draw(
         draws, whole, elements = one_data_set(observations, rng_key)
     local_axis = 1 + batch_dims
     draws = {
-        site.name: jnp.moveaxis(draws[site.name], local_axis, 0)
-        if site.plates and shared
-        else draws[site.name]
-        for site in structure.latents
+        name: jnp.moveaxis(value, local_axis, 0) if is_local[name] else value
+        for name, value in draws.items()
     }
     return draws, whole, jnp.moveaxis(elements, local_axis, 0)
 
 
 def split_density(
-    structure: ModelStructure, name: str, density: Array, shared: tuple[str, ...]
+    structure: ModelStructure,
+    name: str,
+    density: Array,
+    shared: tuple[str, ...],
+    call: CallValues,
 ) -> tuple[Array, Array]:
     """A site's log density as one number for the data set, or one per plate element.
 
@@ -200,24 +208,22 @@ def split_density(
         name: Name of the site.
         density: Log density over the site's own plates, in the host's layout.
         shared: Plates over whose elements local latents split.
+        call: Index vectors and plate sizes.
 
     Returns:
         The part that belongs to the data set, and the part of each element, flattened.
     """
     site = structure.site(name)
-    if not shared or not set(shared) <= set(site.plates):
+    if not shared or not structure.is_over(site, shared):
         return jnp.sum(density), jnp.zeros(1)
-    aligned = align(density, structure.max_plate_nesting, 0, 0)
-    others = [
-        axis
-        for axis in range(-structure.max_plate_nesting, 0)
-        if axis not in {structure.plates[plate].dim for plate in shared}
-    ]
-    return jnp.zeros(()), jnp.sum(aligned, axis=tuple(others)).ravel()
+    aligned = align(density, structure.max_plate_nesting, 0, 0)[..., None]
+    levels = pooling_levels(site.plates, [shared], structure.plate_dims, structure.groups)
+    pooling = Pooling(structure, levels, aligned.shape[:-1], call.indices, call.sizes)
+    return jnp.zeros(()), pooling.pool_to(shared, aligned, pooling.sum).ravel()
 
 
 def _num_elements(guide: AmortizedGuide, data: Mapping[str, Array]) -> int:
-    sizes = data_plate_sizes(guide.structure, data)
+    sizes = data_plate_sizes(guide.structure, data)  # rows of network inputs
     return int(np.prod(list(sizes.values()))) if sizes else 1
 
 

@@ -8,17 +8,19 @@ from collections.abc import Sequence
 import equinox as eqx
 from jax import Array
 
+from numpyro_amortize.pooling import Pooling
+
 
 class EmbeddingNetwork(eqx.Module):
     """The built form of an embedding."""
 
     @abstractmethod
-    def __call__(self, values: Array, axes: Sequence[int]) -> list[Array]:
-        """Contexts at every plate set of a pooling chain.
+    def __call__(self, values: Array, pooling: Pooling) -> list[Array]:
+        """Contexts at every level.
 
         Args:
             values: Standardised events and inputs, shape `(*batch, *aligned plates, size)`.
-            axes: Plate axes (negative, feature axis included) in the order of pooling.
+            pooling: The levels and how to get from one to the next.
 
         Returns:
             One array for each level, the unpooled one first, pooled axes kept with length 1.
@@ -29,12 +31,12 @@ class Embedding(ABC):
     """A specification of an embedding; sizes come from the model."""
 
     @abstractmethod
-    def build(self, num_values: int, num_plates: int, rng_key: Array) -> EmbeddingNetwork:
+    def build(self, num_values: int, sources: Sequence[int], rng_key: Array) -> EmbeddingNetwork:
         """Build the networks for one observed site.
 
         Args:
             num_values: Number of standardised values per event, inputs included.
-            num_plates: Number of plates to pool.
+            sources: For each level but the first the number of the level that it pools.
             rng_key: Key of the initial weights.
 
         Returns:
@@ -42,5 +44,5 @@ class Embedding(ABC):
         """
 
     @abstractmethod
-    def context_sizes(self, num_values: int, num_plates: int) -> tuple[int, ...]:
-        """Number of context features at every level of the chain."""
+    def context_sizes(self, num_values: int, sources: Sequence[int]) -> tuple[int, ...]:
+        """Number of context features at every level."""

@@ -14,14 +14,15 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 
-from numpyro_amortize.checks import bound_arguments, read_data
+from numpyro_amortize.checks import read_data
 from numpyro_amortize.densities import Density, SplineFlowDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
+from numpyro_amortize.guides.call import CallValues, read_call
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
 from numpyro_amortize.guides.specifications import check_specifications, resolve_specifications
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
-from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
+from numpyro_amortize.observations import check_observations, check_settings
 from numpyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
@@ -44,6 +45,8 @@ class AmortizedGuide:
         observed: Name or names of the sites that carry data.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
             dimensions, or `{argument: None}` for one without a plate.
+        groups: Index vectors, as `county` in `a[county]`: `{argument: (plate it points into,
+            plate it runs along)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         embedding: One specification for all observed sites, or `{site: specification}`.
@@ -76,6 +79,7 @@ class AmortizedGuide:
         *,
         observed: str | Sequence[str],
         inputs: InputPlates | None = None,
+        groups: Mapping[str, tuple[str, str]] | None = None,
         sizes: Mapping[str, str] | None = None,
         embedding: Embedding | Mapping[str, Embedding] | None = None,
         densities: Density | Mapping[str, Density] | None = None,
@@ -84,6 +88,7 @@ class AmortizedGuide:
         self.model = model
         self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
         self.inputs = dict(inputs or {})
+        self.groups = {name: tuple(plates) for name, plates in (groups or {}).items()}
         self.sizes = dict(sizes or {})
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density)
@@ -146,6 +151,7 @@ class AmortizedGuide:
             observed=self.observed,
             inputs=self.inputs,
             sizes=self.sizes,
+            groups=self.groups,
             parents=self._parents,
         )
         self.setup_call = (args, kwargs)
@@ -230,7 +236,7 @@ class AmortizedGuide:
                     stack.enter_context(numpyro.plate(plate, size, dim=info.dim))
                 return numpyro.sample(site.name, distribution)
 
-        plate_sizes = data_plate_sizes(self.structure, found)
+        plate_sizes = self.call_values(args, kwargs, found).sizes
         return self._run(params, args, kwargs, found, 0, draw)
 
     def find_observations(
@@ -338,8 +344,8 @@ class AmortizedGuide:
             Shape `(*batch, *aligned plates)` per site, in nats, constrained space.
         """
         chain, standardisation = self._unpack_params(params)
-        inputs = self._inputs(args, kwargs)
-        contexts = chain.contexts(standardisation, observations, inputs, batch_dims)
+        call = self.call_values(args, kwargs, observations, batch_dims)
+        contexts = chain.contexts(standardisation, observations, call, batch_dims)
         known = conditionals or {}
         packed = {
             site.name: self._conditional(
@@ -422,8 +428,8 @@ class AmortizedGuide:
         draw: Callable[[SiteInfo, dist.Distribution], Array],
     ) -> dict[str, Array]:
         chain, standardisation = self._unpack_params(params)
-        inputs = self._inputs(args, kwargs)
-        contexts = chain.contexts(standardisation, observations, inputs, batch_dims)
+        call = self.call_values(args, kwargs, observations, batch_dims)
+        contexts = chain.contexts(standardisation, observations, call, batch_dims)
         latents: dict[str, Array] = {}
         features: dict[str, Array] = {}
         for site in self.structure.latents:
@@ -446,11 +452,15 @@ class AmortizedGuide:
         constants = Standardisation.from_vector(self.structure, vector[1:] / vector[0])
         return eqx.combine(arrays, self._static), constants
 
-    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        if not self.inputs:
-            return {}
-        arguments = bound_arguments(self.model, args, kwargs).arguments
-        return {name: arguments[name] for name in self.inputs}
+    def call_values(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Array],
+        batch_dims: int = 0,
+    ) -> CallValues:
+        """What one call gives to the networks besides its data."""
+        return read_call(self.model, self.structure, args, kwargs, observations, batch_dims)
 
     def _conditional(
         self,
@@ -471,4 +481,7 @@ class AmortizedGuide:
 
 def _dotted(path: Sequence[Any]) -> str:
     """The name of a weight, the same as in the other package's state dict."""
-    return ".".join(str(getattr(key, "name", getattr(key, "idx", key))) for key in path)
+    names = (
+        getattr(key, "name", getattr(key, "idx", getattr(key, "key", key))) for key in path
+    )
+    return ".".join(map(str, names))
