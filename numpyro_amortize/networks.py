@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 _SOFTPLUS_ONE = 0.5413248546129181  # softplus(_SOFTPLUS_ONE) = 1
@@ -46,18 +48,14 @@ class StackedMLP(eqx.Module):
         rng_key: Array,
     ) -> None:
         sizes = [in_size, *hidden_dims, out_size]
-        keys = jax.random.split(rng_key, 2 * len(sizes))
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(rng_key)))  # no compilation
         self.weights, self.biases = [], []
         for layer, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             bound = max(fan_in, 1) ** -0.5
             if zero_output and layer == len(sizes) - 2:
                 bound = 0.0
             shapes = (num_sites, fan_in, fan_out), (num_sites, 1, fan_out)
-            own = keys[2 * layer : 2 * layer + 2]
-            weight, bias = (
-                bound * jax.random.uniform(key, shape, minval=-1.0)
-                for key, shape in zip(own, shapes, strict=True)
-            )
+            weight, bias = (jnp.asarray(rng.uniform(-bound, bound, shape), float) for shape in shapes)
             self.weights.append(weight)
             self.biases.append(bias)
 
