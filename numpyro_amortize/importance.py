@@ -140,9 +140,7 @@ def _draw(
     """
     structure = guide.structure
     shared = structure.local_plates()
-    is_local = {
-        site.name: bool(shared) and structure.is_over(site, shared) for site in structure.latents
-    }
+    is_local = _are_local(structure)
 
     def one_draw(key: Array, data: Mapping[str, Array]) -> tuple[dict[str, Array], Array, Array]:
         first, _ = guide.draw(params, *call, data, rng_key=key)
@@ -194,6 +192,14 @@ def _draw(
     return draws, whole, jnp.moveaxis(elements, local_axis, 0)
 
 
+def _are_local(structure: ModelStructure) -> dict[str, bool]:
+    """Which latents are drawn several times for each draw of the others."""
+    shared = structure.local_plates()
+    return {
+        site.name: bool(shared) and structure.is_over(site, shared) for site in structure.latents
+    }
+
+
 def split_density(
     structure: ModelStructure,
     name: str,
@@ -218,7 +224,7 @@ def split_density(
         return jnp.sum(density), jnp.zeros(1)
     aligned = align(density, structure.max_plate_nesting, 0, 0)[..., None]
     levels = pooling_levels(site.plates, [shared], structure.plate_dims, structure.groups)
-    pooling = Pooling(structure, levels, aligned.shape[:-1], call.indices, call.sizes)
+    pooling = Pooling(structure, levels, aligned, call.indices, call.sizes)
     return jnp.zeros(()), pooling.pool_to(shared, aligned, pooling.sum).ravel()
 
 

@@ -103,10 +103,8 @@ def pooling_levels(
                 return extend(number, wanted)
         return None
 
-    def size(plates: tuple[str, ...]) -> tuple[int, tuple[int, ...]]:
-        return -len(closure(plates, groups)), tuple(dims[plate] for plate in plates)
-
-    for wanted in sorted({plates for plates in latent_plates if plates}, key=size):
+    wanted_sets = dict.fromkeys(plates for plates in latent_plates if plates)
+    for wanted in sorted(wanted_sets, key=lambda plates: -len(closure(plates, groups))):
         if all(level.plates != wanted for level in levels):
             sources = [
                 number

@@ -21,7 +21,7 @@ class Pooling:
     Args:
         structure: The structure of the model.
         levels: The levels of the observed site.
-        shape: Its aligned plate axes.
+        like: Any features of its rows, for the aligned plate axes and the dtype.
         indices: Values of the index vectors, each of shape `(rows,)`.
         sizes: Size of each plate into which they point.
     """
@@ -30,13 +30,14 @@ class Pooling:
         self,
         structure: ModelStructure,
         levels: Sequence[Level],
-        shape: tuple[int, ...],
+        like: Array,
         indices: Mapping[str, Array],
         sizes: Mapping[str, int],
     ) -> None:
         self.levels = tuple(levels)
         self._structure, self._indices, self._sizes = structure, indices, sizes
-        self.counts = [jnp.ones((*shape, 1))]
+        shape = like.shape[like.ndim - structure.max_plate_nesting - 1 : -1]
+        self.counts = [jnp.ones((*shape, 1), like.dtype)]
         self._present: list[Array | None] = [None]
         for level in self.levels[1:]:
             present = self._present[level.source or 0]

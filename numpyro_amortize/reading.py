@@ -22,8 +22,8 @@ from numpyro_amortize.checks import (
     is_array,
     read_data,
 )
-from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from numpyro_amortize.levels import GroupInfo, closure
+from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from numpyro_amortize.structure import InputInfo, ModelStructure, PlateInfo, SiteInfo
 from numpyro_amortize.supports import SUPPORTED, Support, read_support
 from numpyro_amortize.tracing import Trace, is_factor, location_scale, run_model

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_amortize.levels import GroupInfo
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import is_factor, log_densities, run_model, seeded, site_values
 
@@ -27,6 +28,54 @@ def bound_arguments(
 def is_array(value: Any) -> bool:
     """Whether an argument holds numbers that a host can compute with."""
     return isinstance(value, Tensor)
+
+
+def index_problem(group: GroupInfo, value: Any, size: int, num_rows: int) -> str | None:
+    """What is wrong with an index vector, or None.
+
+    Args:
+        group: The declaration.
+        value: The argument.
+        size: Size of the plate into which it points.
+        num_rows: Size of the plate along which it runs.
+
+    Returns:
+        The problem in words.
+    """
+    is_whole = is_array(value) and not (value.is_floating_point() or value.dtype == torch.bool)
+    if not is_whole:
+        found = getattr(value, "dtype", type(value).__name__)
+        return f"groups '{group.name}': expected an array of whole numbers, got {found}"
+    if tuple(value.shape) != (num_rows,):
+        return (
+            f"groups '{group.name}': expected shape ({num_rows},) for plate '{group.along}', got "
+            f"{tuple(value.shape)}"
+        )
+    low, high = int(value.min()), int(value.max())
+    if low < 0 or high >= size:
+        return (
+            f"groups '{group.name}': expected indices from 0 to {size - 1} into plate "
+            f"'{group.plate}' of size {size}, got {low} to {high}"
+        )
+    return None
+
+
+def check_indices(
+    structure: ModelStructure, arguments: Mapping[str, Any], sizes: Mapping[str, int]
+) -> None:
+    """Raise a ValueError if an index vector does not fit the plates of this call.
+
+    Args:
+        structure: The structure of the model.
+        arguments: The model's arguments by name.
+        sizes: Size of every plate.
+    """
+    for group in structure.groups:
+        problem = index_problem(
+            group, arguments.get(group.name), sizes[group.plate], sizes[group.along]
+        )
+        if problem:
+            raise ValueError(problem)
 
 
 def read_data(
@@ -151,6 +200,33 @@ class PlateCheck:
                         "elements. Move what they share to a site outside the plate, or write "
                         f"'{latent.name}' as one vector-valued site with .to_event(1)"
                     )
+        for group in self._structure.groups:
+            found += self._group_problems(group)
+        return found
+
+    def _group_problems(self, group: GroupInfo) -> list[str]:
+        """Latents that reach rows which their index vector gives to another element."""
+        others = self._bound.arguments[group.name] != 0
+        size = self._structure.plates[group.plate].size
+        found = []
+        for latent in self._structure.latents:
+            if group.plate not in latent.plates or size < 2:
+                continue
+            axis = self._axes[latent.name][group.plate][0]
+            changed = self._values | {latent.name: _first_replaced(self._values[latent.name], axis)}
+            after = self._densities(changed, {})
+            for name, density in self._base.items():
+                if group.along not in self._axes[name]:
+                    continue
+                axis = self._axes[name][group.along][1]
+                pair = (torch.moveaxis(part, axis, 0)[others] for part in (density, after[name]))
+                if not _close(*pair):
+                    found.append(
+                        f"groups '{group.name}': element 0 of site '{latent.name}' changes site "
+                        f"'{name}' at rows that the index vector gives to other elements. Declare "
+                        "the index vector with which the model really picks from "
+                        f"plate '{group.plate}'"
+                    )
         return found
 
     def mixing_plates(self) -> set[str]:
@@ -192,7 +268,7 @@ class PlateCheck:
             item.name: torch.roll(self._bound.arguments[item.name], 1, item.plates.index(plate))
             for item in self._structure.inputs
             if plate in item.plates
-        }
+        } | self._rolled_indices(plate)
         after = self._densities(values, inputs)
         for name, density in self._base.items():
             if plate in self._axes[name]:
@@ -200,6 +276,17 @@ class PlateCheck:
             if not _close(density, after[name]):
                 return name
         return None
+
+    def _rolled_indices(self, plate: str) -> dict[str, Tensor]:
+        """Index vectors after everything has moved by one along a plate."""
+        rolled = {}
+        for group in self._structure.groups:
+            index = self._bound.arguments[group.name]
+            if group.along == plate:
+                rolled[group.name] = torch.roll(index, 1)
+            elif group.plate == plate:
+                rolled[group.name] = (index + 1) % self._structure.plates[plate].size
+        return rolled
 
     def _touched(self, plate: str, name: str) -> str | None:
         """A site whose other elements feel the first element of site `name`."""

@@ -18,7 +18,10 @@ from amortize_diagnostics import (
     resample,
 )
 from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.guides.call import CallValues
 from pyro_amortize.layout import align, natural
+from pyro_amortize.levels import pooling_levels
+from pyro_amortize.pooling import Pooling
 from pyro_amortize.simulate import joint_log_densities
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -108,7 +111,7 @@ def importance_samples(
         log_weights = marginalise_local_weights(log_weights, local)
         chosen = choose_local_draws(local, np.random.default_rng(seed))
         for site in structure.latents:
-            if site.plates:
+            if structure.is_over(site, shared):
                 samples[site.name] = _keep(structure, site, samples[site.name], chosen, shared)
     return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
 
@@ -132,7 +135,7 @@ def _draw(
     data_rows = sum(value.numel() for value in observations.values())
     block = max(ROWS_AT_ONCE // (num_local * data_rows), 1)
     names = [site.name for site in structure.latents]
-    is_local = {site.name: bool(site.plates and shared) for site in structure.latents}
+    is_local = _are_local(structure)
     parts = [
         _draw_block(
             guide, call, observations, min(block, num_samples - first), num_local, batch_dims
@@ -156,8 +159,9 @@ def _draw_block(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     structure = guide.structure
     shared = structure.local_plates()
+    is_local = _are_local(structure)
     first, _ = guide.draw(*call, observations, num_samples=num_samples, batch_dims=batch_dims)
-    fixed = {site.name: first[site.name] for site in structure.latents if not site.plates}
+    fixed = {name: value for name, value in first.items() if not is_local[name]}
     repeated = {
         name: value.expand(num_samples, *value.shape) for name, value in observations.items()
     }
@@ -179,17 +183,23 @@ def _draw_block(
     log_p = joint_log_densities(
         guide.model, *call, values, len(batch), is_vectorized=guide.is_vectorized
     )
+    own_call = guide.call_values(*call, observations, batch_dims)
     weights = [
-        split_density(structure, name, density, shared, len(batch))
+        split_density(structure, name, density, shared, own_call, len(batch))
         for name, density in [*log_p.items(), *((name, -part) for name, part in log_q.items())]
     ]
     whole = torch.stack(torch.broadcast_tensors(*(part for part, _ in weights))).sum(0)
     elements = torch.stack(torch.broadcast_tensors(*(part for _, part in weights))).sum(0)
-    draws = {
-        site.name: values[site.name] if site.plates and shared else values[site.name][0]
-        for site in structure.latents
-    }
+    draws = {name: values[name] if local else values[name][0] for name, local in is_local.items()}
     return draws, whole[0], elements
+
+
+def _are_local(structure: ModelStructure) -> dict[str, bool]:
+    """Which latents are drawn several times for each draw of the others."""
+    shared = structure.local_plates()
+    return {
+        site.name: bool(shared) and structure.is_over(site, shared) for site in structure.latents
+    }
 
 
 def split_density(
@@ -197,6 +207,7 @@ def split_density(
     name: str,
     density: Tensor,
     shared: tuple[str, ...],
+    call: CallValues,
     batch_dims: int,
 ) -> tuple[Tensor, Tensor]:
     """A site's log density as one number for the data set, or one per plate element.
@@ -206,6 +217,7 @@ def split_density(
         name: Name of the site.
         density: Log density, `(*batch, *plates)`.
         shared: Plates over whose elements local latents split.
+        call: Index vectors and plate sizes.
         batch_dims: Number of batch axes.
 
     Returns:
@@ -213,16 +225,13 @@ def split_density(
         `(*batch, num_elements)`.
     """
     site = structure.site(name)
-    if not shared or not set(shared) <= set(site.plates):
+    if not shared or not structure.is_over(site, shared):
         whole = density.reshape(*density.shape[:batch_dims], -1).sum(-1)
         return whole, whole.new_zeros((*whole.shape, 1))
-    aligned = align(density, structure.max_plate_nesting, 0, batch_dims)
-    others = [
-        axis
-        for axis in range(-structure.max_plate_nesting, 0)
-        if axis not in {structure.plates[plate].dim for plate in shared}
-    ]
-    elements = aligned.sum(others) if others else aligned
+    aligned = align(density, structure.max_plate_nesting, 0, batch_dims)[..., None]
+    levels = pooling_levels(site.plates, [shared], structure.plate_dims, structure.groups)
+    pooling = Pooling(structure, levels, aligned, call.indices, call.sizes)
+    elements = pooling.pool_to(shared, aligned, pooling.sum)
     elements = elements.reshape(*aligned.shape[:batch_dims], -1)
     return elements.new_zeros(elements.shape[:-1]), elements
 

@@ -1,4 +1,4 @@
-"""Order and parents of the latent sites, and the order in which plates are pooled."""
+"""Order and parents of the latent sites."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def order_latents(
     """The order in which the guide samples the latent sites.
 
     Sites whose plates no observed site carries come first (they are global blocks of fixed
-    size), then fewer plates, then the smaller plate, then the order in the model.
+    size), then fewer plates, then the smaller plate, then the order in the model; sites of
+    the same plates stay together.
 
     Args:
         latents: Site names in model order.
@@ -28,10 +29,11 @@ def order_latents(
         The site names in guide order.
     """
 
-    def key(name: str) -> tuple[bool, int, int, int]:
+    def key(name: str) -> tuple[bool, int, int, int, int]:
         own = plates[name]
         smallest = min((plate_sizes[plate] for plate in own), default=0)
-        return (not event_plates[name], len(own), smallest, latents.index(name))
+        first = [plates[other] for other in latents].index(own)
+        return not event_plates[name], len(own), smallest, first, latents.index(name)
 
     return tuple(sorted(latents, key=key))
 
@@ -81,6 +83,7 @@ def coupled_through(
     order: Sequence[str],
     dependencies: Edges,
     plates: Mapping[str, tuple[str, ...]],
+    reach: Mapping[str, Set[str]],
 ) -> tuple[str, str] | None:
     """A site and a plate through which elements of `name` depend on each other.
 
@@ -93,6 +96,7 @@ def coupled_through(
         order: All latent sites in guide order.
         dependencies: For each site of the model the sites its distribution reads.
         plates: Plates of every site of the model.
+        reach: For every site its plates, and those into which index vectors along them point.
 
     Returns:
         `(site, plate)` where `site` reads across `plate`, or None.
@@ -101,40 +105,6 @@ def coupled_through(
     readers = {site for site, parents in dependencies.items() if parents & component}
     for site in sorted(component | readers):
         for plate in plates[name]:
-            if plate not in plates[site]:
+            if plate not in reach[site]:
                 return site, plate
     return None
-
-
-def pooling_chain(
-    own: tuple[str, ...],
-    latent_plates: Sequence[tuple[str, ...]],
-    dims: Mapping[str, int],
-) -> tuple[tuple[str, ...], ...]:
-    """The plate sets at which the features of an observed site exist, widest first.
-
-    Plates are pooled one at a time. The plate that the fewest latent sites carry is the
-    innermost and goes first; ties go to the rightmost dimension.
-
-    Args:
-        own: Plates of the observed site.
-        latent_plates: Plates of every latent site.
-        dims: Dimension (negative) of every plate.
-
-    Returns:
-        Plate sets from `own` down to `()`, each sorted by dimension.
-
-    Example:
-        >>> pooling_chain(("g", "n"), [(), ("g",)], {"g": -2, "n": -1})
-        (('g', 'n'), ('g',), ())
-    """
-
-    def key(plate: str) -> tuple[int, int]:
-        return sum(plate in plates for plates in latent_plates), -dims[plate]
-
-    remaining = list(own)
-    chain = [own]
-    for plate in sorted(own, key=key):
-        remaining.remove(plate)
-        chain.append(tuple(remaining))
-    return tuple(chain)

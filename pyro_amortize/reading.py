@@ -18,9 +18,11 @@ from pyro_amortize.checks import (
     PlateCheck,
     argument_problems,
     bound_arguments,
+    index_problem,
     is_array,
     read_data,
 )
+from pyro_amortize.levels import GroupInfo, closure
 from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from pyro_amortize.structure import InputInfo, ModelStructure, PlateInfo, SiteInfo
 from pyro_amortize.supports import SUPPORTED, Support, read_support
@@ -35,6 +37,7 @@ from pyro_amortize.tracing import (
 
 InputPlates = Mapping[str, str | Sequence[str] | None]
 Parents = Literal["auto"] | Mapping[str, Sequence[str]]
+IndexPlates = Mapping[str, tuple[str, str]]
 
 
 def read_structure(
@@ -45,6 +48,7 @@ def read_structure(
     observed: tuple[str, ...],
     inputs: InputPlates,
     sizes: Mapping[str, str],
+    groups: IndexPlates,
     parents: Parents = "auto",
 ) -> ModelStructure:
     """Read the structure of an unmodified model, or report all that stands in the way.
@@ -56,6 +60,7 @@ def read_structure(
         observed: Names of the sites that will carry data.
         inputs: For each covariate the plate or plates of its leading dimensions, or None.
         sizes: For each argument that is a plate size, that plate.
+        groups: For each index vector the plate it points into and the plate it runs along.
         parents: `"auto"`, or for some sites the earlier latents to condition on.
 
     Returns:
@@ -75,8 +80,10 @@ def read_structure(
         if site["type"] == "sample" and not is_factor(site)
     }
     problems += _site_problems(sites, observed, read_data(proper(model), args, kwargs))
-    plates, plate_problem_list = _read_plates(trace, sites, observed)
+    group_infos = tuple(GroupInfo(name, *plates) for name, plates in groups.items())
+    plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
+    problems += _group_problems(model, args, kwargs, group_infos, plates)
     input_infos, input_problem_list = _read_inputs(model, args, kwargs, inputs, sizes, plates)
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, observed, plates)
@@ -98,17 +105,21 @@ def read_structure(
         {name: plate.size for name, plate in plates.items()},
     )
     dependencies = _dependencies(model, args, kwargs)
+    reach = {name: closure(names, group_infos) for name, names in own.items()}
+    coupled = {}
     for name in order:
-        coupled = coupled_through(name, order, dependencies, own)
-        if coupled:
+        found = coupled_through(name, order, dependencies, own, reach)
+        if found and found[0] in order and not set(own[found[0]]) <= reach[name]:
+            coupled[name] = found[0]  # on crossing plates: an approximation, and printed
+        elif found:
             problems.append(
-                f"site '{name}': its elements along plate '{coupled[1]}' depend on each other "
-                f"through site '{coupled[0]}', which is outside the plate. Write '{name}' as one "
+                f"site '{name}': its elements along plate '{found[1]}' depend on each other "
+                f"through site '{found[0]}', which is outside the plate. Write '{name}' as one "
                 "vector-valued site with .to_event(1), or move the shared part out"
             )
     latents = []
     for name in order:
-        chosen, pruned, parent_problems = _choose_parents(name, order, dependencies, own, parents)
+        chosen, pruned, parent_problems = _choose_parents(name, order, dependencies, parents)
         problems += parent_problems
         local = bool(own[name])
         reads_latent = bool(dependencies[name] - {name} - set(observed))
@@ -120,6 +131,7 @@ def read_structure(
                 is_conditional=local
                 and reads_latent
                 and location_scale(sites[name]["fn"]) is not None,
+                coupled=coupled.get(name),
             )
         )
     structure = ModelStructure(
@@ -147,9 +159,10 @@ def read_structure(
             if is_factor(site)
         ),
         settings=read_settings(model, args, kwargs, sizes),
+        groups=group_infos,
     )
     problems += _reach_problems(structure)
-    problems += argument_problems(model, args, kwargs, observed, tuple(inputs))
+    problems += argument_problems(model, args, kwargs, observed, (*inputs, *groups))
     if not problems:
         check = PlateCheck(model, args, kwargs, structure)
         problems = check.problems()
@@ -169,6 +182,7 @@ def _with_own_rows(
         replace(
             site,
             is_own_row=bool(site.plates)
+            and not site.coupled
             and not mixing & set(site.plates)
             and set(needed_parents(site.name, order, dependencies)) <= set(site.parents),
         )
@@ -252,14 +266,10 @@ def _site_problems(sites: Trace, observed: tuple[str, ...], data: Mapping[str, A
 
 
 def _read_plates(
-    trace: Trace, sites: Trace, observed: tuple[str, ...]
+    trace: Trace, sites: Trace, observed: tuple[str, ...], groups: Sequence[GroupInfo]
 ) -> tuple[dict[str, PlateInfo], list[str]]:
-    carried = {
-        frame.name
-        for name in observed
-        if name in sites
-        for frame in sites[name]["cond_indep_stack"]
-    }
+    frames = [frame for name in observed if name in sites for frame in _frames(sites[name])]
+    carried = closure([frame.name for frame in frames], groups)
     plates, problems = {}, []
     for name, site in trace.items():
         if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
@@ -268,16 +278,53 @@ def _read_plates(
                 "supported; pass the whole data set"
             )
     for site in trace.values():
-        for frame in site.get("cond_indep_stack", ()):
+        for frame in _frames(site):
             info = PlateInfo(frame.name, frame.dim, frame.size, frame.name not in carried)
             plates[frame.name] = info
     return plates, problems
 
 
+def _frames(site: Mapping[str, Any]) -> Sequence[Any]:
+    """The plates of a site of a trace."""
+    return site.get("cond_indep_stack", ())
+
+
+def _group_problems(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    groups: Sequence[GroupInfo],
+    plates: Mapping[str, PlateInfo],
+) -> list[str]:
+    """Index vectors that do not exist, do not fit their plates, or point out of range."""
+    arguments = bound_arguments(model, args, kwargs).arguments
+    problems, seen = [], set()
+    for group in groups:
+        missing = [plate for plate in (group.plate, group.along) if plate not in plates]
+        if group.name not in arguments:
+            problems.append(
+                f"groups '{group.name}': the call has no such argument; it has {list(arguments)}"
+            )
+        elif missing:
+            problems.append(f"groups '{group.name}': no site is in a plate called '{missing[0]}'")
+        elif (group.plate, group.along) in seen:
+            problems.append(
+                f"groups '{group.name}': a second index vector from plate '{group.along}' into "
+                f"'{group.plate}'. Rows that belong to several elements of one plate are not "
+                "supported; write the site in that plate as one vector with .to_event(1)"
+            )
+        else:
+            sizes = plates[group.plate].size, plates[group.along].size
+            problem = index_problem(group, arguments[group.name], *sizes)
+            problems += [problem] if problem else []
+        seen.add((group.plate, group.along))
+    return problems
+
+
 def _site_plates(
     site: Mapping[str, Any], plates: Mapping[str, PlateInfo], *, is_event: bool
 ) -> tuple[str, ...]:
-    names = [frame.name for frame in site["cond_indep_stack"]]
+    names = [frame.name for frame in _frames(site)]
     chosen = [name for name in names if plates[name].is_event == is_event]
     return tuple(sorted(chosen, key=lambda name: plates[name].dim))
 
@@ -367,11 +414,7 @@ def _dependencies(
 
 
 def _choose_parents(
-    name: str,
-    order: Sequence[str],
-    dependencies: Mapping[str, set[str]],
-    plates: Mapping[str, tuple[str, ...]],
-    parents: Parents,
+    name: str, order: Sequence[str], dependencies: Mapping[str, set[str]], parents: Parents
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
     earlier = order[: order.index(name)]
     problems = []
@@ -384,12 +427,6 @@ def _choose_parents(
         ]
     else:
         chosen = needed_parents(name, order, dependencies)
-    problems += [
-        f"site '{name}': depends on '{site}', whose plates {list(plates[site])} are not among "
-        f"its own {list(plates[name])}; crossed plates are not supported"
-        for site in chosen
-        if not set(plates[site]) <= set(plates[name])
-    ]
     return chosen, tuple(site for site in earlier if site not in chosen), problems
 
 
@@ -433,18 +470,28 @@ def _read_inputs(
 
 
 def _reach_problems(structure: ModelStructure) -> list[str]:
-    """Local latents and inputs whose plates no chain of pooled features passes through."""
-    chains = {site.name: structure.pooling_chain(site) for site in structure.observed}
-    reachable = {plates for chain in chains.values() for plates in chain}
+    """Latents, their parents and inputs that no features of an observed site can reach."""
+    reachable = {
+        level.plates for site in structure.observed for level in structure.levels(site)
+    }
     problems = [
         f"site '{site.name}': no observed site has features on exactly its plates "
-        f"{list(site.plates)}; crossed plates are not supported"
+        f"{list(site.plates)}. If an index vector leads there, declare it: "
+        "groups={'argument': ('plate it points into', 'plate it runs along')}"
         for site in structure.latents
         if site.plates not in reachable
     ]
+    for site in structure.latents:
+        foreign = structure.foreign_parents(site)
+        if foreign and not structure.meeting_site(site, foreign):
+            problems.append(
+                f"site '{site.name}': depends on {list(foreign)}, whose plates are not among its "
+                f"own {list(site.plates)}, and no observed site is in the plates of all of them. "
+                "Choose its parents yourself: parents={'" + site.name + "': [...]}"
+            )
     problems += [
         f"input '{item.name}': no observed site carries its plates {list(item.plates)}"
         for item in structure.inputs
-        if not any(set(item.plates) <= set(site.plates) for site in structure.observed)
+        if not any(set(item.plates) <= structure.reach(site.plates) for site in structure.observed)
     ]
     return problems

@@ -58,6 +58,7 @@ def save_guide(
             name: list(plates) if isinstance(plates, tuple | list) else plates
             for name, plates in guide.inputs.items()
         },
+        "groups": guide.groups,
         "sizes": guide.sizes,
         "embedding": {name: _encode_spec(spec) for name, spec in embeddings.items()},
         "densities": {name: _encode_spec(spec) for name, spec in densities.items()},
@@ -102,6 +103,7 @@ def load_guide(
         model,
         observed=header["observed"],
         inputs=header["inputs"],
+        groups=header["groups"],
         sizes=header["sizes"],
         embedding=embedding or _decode_specs(header["embedding"], embedding_families, "embedding"),
         densities=densities or _decode_specs(header["densities"], density_families, "densities"),
@@ -158,6 +160,7 @@ def _check_model(
             kwargs,
             observed=guide.observed,
             inputs=guide.inputs,
+            groups=guide.groups,
             sizes=guide.sizes,
             parents={site.name: site.parents for site in structure.latents},
         )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pyro_amortize.ordering import pooling_chain
+from pyro_amortize.levels import GroupInfo, Level, closure, pooling_levels
 from pyro_amortize.supports import Support, event_size
 
 
@@ -44,6 +45,8 @@ class SiteInfo:
             scale given its parents.
         is_own_row: Whether, given its parents, only data of its own plate elements matter.
         is_discrete: Whether an observed site has a discrete support.
+        coupled: A later latent on crossing plates through which the elements depend on each
+            other; the guide draws them independently given what it has drawn before.
     """
 
     name: str
@@ -56,6 +59,7 @@ class SiteInfo:
     is_conditional: bool = False
     is_own_row: bool = False
     is_discrete: bool = False
+    coupled: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class ModelStructure:
         deterministic: Deterministic sites in model order.
         factors: `factor` sites, which only bounds that score the model can train.
         settings: Model arguments that are plain Python values, fixed with the structure.
+        groups: Index vectors.
 
     Example:
         >>> structure = ModelStructure(latents=(), observed=(SiteInfo("y", ()),))
@@ -99,6 +104,7 @@ class ModelStructure:
     deterministic: tuple[SiteInfo, ...] = ()
     factors: tuple[SiteInfo, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[GroupInfo, ...] = ()
 
     @property
     def max_plate_nesting(self) -> int:
@@ -115,28 +121,65 @@ class ModelStructure:
         folded = math.prod(self.plates[plate].size for plate in site.event_plates)
         return folded * event_size(site.support, site.event_shape)
 
-    def pooling_chain(self, site: SiteInfo) -> tuple[tuple[str, ...], ...]:
-        """Plate sets at which features of an observed site exist, widest first."""
-        dims = {name: plate.dim for name, plate in self.plates.items()}
-        return pooling_chain(site.plates, [latent.plates for latent in self.latents], dims)
+    @property
+    def plate_dims(self) -> dict[str, int]:
+        """Dimension (negative) of every plate."""
+        return {name: plate.dim for name, plate in self.plates.items()}
+
+    def reach(self, plates: Sequence[str]) -> set[str]:
+        """The plates, and those into which index vectors along them point."""
+        return closure(plates, self.groups)
+
+    def levels(self, site: SiteInfo) -> tuple[Level, ...]:
+        """Plate sets at which features of an observed site exist, its own first."""
+        return pooling_levels(
+            site.plates, [latent.plates for latent in self.latents], self.plate_dims, self.groups
+        )
 
     def context_levels(self, site: SiteInfo, observed: SiteInfo) -> tuple[bool, ...]:
-        """For each level of an observed site's chain whether a latent's context has it.
+        """For each level of an observed site whether a latent's context has it.
 
         A latent reads the features of its own plates and of every set inside them; given all
         its parents, those of its own plates alone are enough and generalise better.
         """
-        own = set(site.plates)
+        own, reach = set(site.plates), self.reach(site.plates)
         return tuple(
-            set(plates) == own if site.is_own_row else set(plates) <= own
-            for plates in self.pooling_chain(observed)
+            set(level.plates) == own if site.is_own_row else set(level.plates) <= reach
+            for level in self.levels(observed)
+        )
+
+    def foreign_parents(self, site: SiteInfo) -> tuple[str, ...]:
+        """Parents on plates that cross those of a latent, such as items for a student."""
+        reach = self.reach(site.plates)
+        return tuple(name for name in site.parents if not set(self.site(name).plates) <= reach)
+
+    def meeting_site(self, site: SiteInfo, names: Sequence[str]) -> SiteInfo | None:
+        """An observed site whose rows see both a latent and others on crossing plates."""
+        wanted = set(site.plates).union(*(self.site(name).plates for name in names))
+        return next(
+            (each for each in self.observed if wanted <= self.reach(each.plates)),
+            None,
         )
 
     def local_plates(self) -> tuple[str, ...]:
-        """Plates shared by all latents that are in a plate: elements over which they split."""
-        local = [set(site.plates) for site in self.latents if site.plates]
-        shared = set.intersection(*local) if local else set()
-        return tuple(sorted(shared, key=lambda name: self.plates[name].dim))
+        """Plates over whose elements the local latents split, given those drawn before them.
+
+        Nested plates share the outermost one; of crossed plates it is those drawn last.
+        """
+        local = [self.reach(site.plates) for site in self.latents if site.plates]
+        if not local:
+            return ()
+        last = set([site.plates for site in self.latents if site.plates][-1])
+        shared = last.intersection(*(reach for reach in local if reach & last))
+        for plates in (shared, last):
+            is_local = [self.is_over(site, plates) for site in self.latents]
+            if plates and is_local == sorted(is_local):
+                return tuple(sorted(plates, key=lambda name: self.plates[name].dim))
+        return ()
+
+    def is_over(self, site: SiteInfo, plates: Sequence[str] | set[str]) -> bool:
+        """Whether every row of a site belongs to one element of these plates."""
+        return set(plates) <= self.reach(site.plates)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""
@@ -164,6 +207,7 @@ class ModelStructure:
             deterministic=tuple(site(item) for item in state["deterministic"]),
             factors=tuple(site(item) for item in state["factors"]),
             settings=dict(state["settings"]),
+            groups=tuple(GroupInfo(**item) for item in state["groups"]),
         )
 
     def differences(self, other: ModelStructure) -> list[str]:
@@ -173,7 +217,7 @@ class ModelStructure:
         elsewhere; sites, events, supports, plates and inputs may not.
         """
         found = []
-        for role in ("latents", "observed", "inputs"):
+        for role in ("latents", "observed", "inputs", "groups"):
             mine = {item.name: item for item in getattr(self, role)}
             theirs = {item.name: item for item in getattr(other, role)}
             for name in sorted(mine.keys() ^ theirs.keys()):
@@ -202,12 +246,17 @@ class ModelStructure:
             text = f"  {site.name}{self._shape_text(site)} | {given}"
             if site.is_own_row:
                 text += " (own rows)"
+            if site.coupled:
+                text += f" (elements drawn independently, though '{site.coupled}' couples them)"
             if site.pruned:
                 text += f"   (not needed: {', '.join(site.pruned)})"
             lines.append(text)
         lines.append("observed sites and inputs:")
         lines += [f"  {site.name}{self._shape_text(site)}" for site in self.observed]
         lines += [f"  {item.name} (input) {list(item.plates)}" for item in self.inputs]
+        lines += [
+            f"  {item.name} (index into {item.plate}) {[item.along]}" for item in self.groups
+        ]
         return "\n".join(lines)
 
     def _shape_text(self, site: SiteInfo) -> str:

@@ -80,8 +80,7 @@ class PosteriorChain(eqx.Module):
         for site, network in zip(structure.observed, self.embeddings, strict=True):
             loc, scale = standardisation.data[site.name]
             value = pack_plain(structure, site, observations[site.name], batch_dims)
-            shape = value.shape[batch_dims:-1]
-            pooling = Pooling(structure, structure.levels(site), shape, call.indices, call.sizes)
+            pooling = Pooling(structure, structure.levels(site), value, call.indices, call.sizes)
             parts = [(value - loc) / scale]
             for item in structure.inputs:
                 if structure.is_over(site, item.plates):

@@ -7,17 +7,19 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from pyro_amortize.pooling import Pooling
 
-class EmbeddingNetwork(nn.Module, ABC):
+
+class EmbeddingNetwork(nn.Module):
     """The built form of an embedding."""
 
     @abstractmethod
-    def forward(self, values: Tensor, axes: Sequence[int]) -> list[Tensor]:
-        """Contexts at every plate set of a pooling chain.
+    def forward(self, values: Tensor, pooling: Pooling) -> list[Tensor]:
+        """Contexts at every level.
 
         Args:
             values: Standardised events and inputs, shape `(*batch, *aligned plates, size)`.
-            axes: Plate axes (negative, feature axis included) in the order of pooling.
+            pooling: The levels and how to get from one to the next.
 
         Returns:
             One array for each level, the unpooled one first, pooled axes kept with length 1.
@@ -28,17 +30,17 @@ class Embedding(ABC):
     """A specification of an embedding; sizes come from the model."""
 
     @abstractmethod
-    def build(self, num_values: int, num_plates: int) -> EmbeddingNetwork:
+    def build(self, num_values: int, sources: Sequence[int]) -> EmbeddingNetwork:
         """Build the networks for one observed site.
 
         Args:
             num_values: Number of standardised values per event, inputs included.
-            num_plates: Number of plates to pool.
+            sources: For each level but the first the number of the level that it pools.
 
         Returns:
             The networks.
         """
 
     @abstractmethod
-    def context_sizes(self, num_values: int, num_plates: int) -> tuple[int, ...]:
-        """Number of context features at every level of the chain."""
+    def context_sizes(self, num_values: int, sources: Sequence[int]) -> tuple[int, ...]:
+        """Number of context features at every level."""

@@ -13,19 +13,19 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_amortize.checks import bound_arguments, read_data
 from pyro_amortize.densities import Density, SplineFlowDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
+from pyro_amortize.guides.call import CallValues, read_call, read_call_data
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
 from pyro_amortize.guides.specifications import check_specifications, resolve_specifications
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
-from pyro_amortize.observations import check_observations, check_settings, data_plate_sizes
+from pyro_amortize.observations import check_observations, check_settings
 from pyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
-from pyro_amortize.tracing import is_taken, seeded
+from pyro_amortize.tracing import seeded
 
 
 class AmortizedGuide(PyroModule):
@@ -41,6 +41,8 @@ class AmortizedGuide(PyroModule):
         observed: Name or names of the sites that carry data.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
             dimensions, or `{argument: None}` for one without a plate.
+        groups: Index vectors, as `county` in `a[..., county]`: `{argument: (plate it points
+            into, plate it runs along)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         embedding: One specification for all observed sites, or `{site: specification}`.
@@ -76,6 +78,7 @@ class AmortizedGuide(PyroModule):
         *,
         observed: str | Sequence[str],
         inputs: InputPlates | None = None,
+        groups: Mapping[str, tuple[str, str]] | None = None,
         sizes: Mapping[str, str] | None = None,
         embedding: Embedding | Mapping[str, Embedding] | None = None,
         densities: Density | Mapping[str, Density] | None = None,
@@ -85,6 +88,7 @@ class AmortizedGuide(PyroModule):
         self._model = (model,)  # not a submodule, whatever it is
         self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
         self.inputs = dict(inputs or {})
+        self.groups = {name: tuple(plates) for name, plates in (groups or {}).items()}
         self.sizes = dict(sizes or {})
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density)
@@ -160,6 +164,7 @@ class AmortizedGuide(PyroModule):
             observed=self.observed,
             inputs=self.inputs,
             sizes=self.sizes,
+            groups=self.groups,
             parents=self._parents,
         )
         self.setup_call = (args, kwargs)
@@ -236,7 +241,7 @@ class AmortizedGuide(PyroModule):
         found = self.find_observations(args, kwargs, observations)
         self.register()
 
-        sizes = data_plate_sizes(self.structure, found)
+        sizes = self.call_values(args, kwargs, found).sizes
         plates = {  # one statement for each plate, entered at each of its sites
             name: pyro.plate(name, sizes.get(name, info.size), dim=info.dim)
             for name, info in self.structure.plates.items()
@@ -275,20 +280,8 @@ class AmortizedGuide(PyroModule):
         if observations is None:
             observations = self._observations
         if observations is None:
-            observations = self._read_data(args, kwargs)
+            observations = read_call_data(self.model, self.structure, args, kwargs)
         return check_observations(self.structure, observations, batch_dims)
-
-    def _read_data(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The data of a call, by tracing the model where its plates can be opened."""
-        try:
-            return read_data(self.model, args, kwargs)
-        except ValueError as error:
-            if not any(is_taken(plate.dim) for plate in self.structure.plates.values()):
-                raise
-            raise ValueError(
-                f"observed sites {list(self.observed)}: cannot be read while the host keeps a "
-                "plate open where the model has its own. Bind the data: guide.bind({...})"
-            ) from error
 
     def register(self) -> None:
         """Put the networks into the host's parameter store, so that `SVI` trains them.
@@ -359,18 +352,17 @@ class AmortizedGuide(PyroModule):
         structure, log_probs = self.structure, {}
         nesting = structure.max_plate_nesting
         batch_shape = next(iter((given or observations).values())).shape[:batch_dims]
-        found = data_plate_sizes(structure, observations, batch_dims)
-        sizes = {structure.plates[plate].dim: size for plate, size in found.items()}
+        sizes = self.call_values(args, kwargs, observations, batch_dims).sizes
 
         def draw(site: SiteInfo, distribution: Any) -> Tensor:
             event_dim = len(site.event_shape)
             if given and site.name in given:
                 value = align(given[site.name], nesting, event_dim, batch_dims)[None]
             else:
-                own = {structure.plates[plate].dim for plate in site.plates}
-                shape = [sizes[dim] if dim in own else 1 for dim in range(-nesting, 0)]
-                for plate in site.event_plates:
-                    shape[structure.plates[plate].dim] = structure.plates[plate].size
+                shape = [1] * nesting
+                for plate in (*site.plates, *site.event_plates):
+                    info = structure.plates[plate]
+                    shape[info.dim] = sizes.get(plate, info.size)
                 value = distribution.expand(
                     torch.Size((num_samples, *batch_shape, *shape))
                 ).rsample()
@@ -481,6 +473,16 @@ class AmortizedGuide(PyroModule):
             features[site.name] = chain.parent_features(constants, site, value, extra)
         return latents
 
+    def call_values(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        observations: Mapping[str, Tensor],
+        batch_dims: int = 0,
+    ) -> CallValues:
+        """What one call gives to the networks besides its data."""
+        return read_call(self.model, self.structure, args, kwargs, observations, batch_dims)
+
     def _chain(self) -> PosteriorChain:
         """The networks, past the host's hook that would register them at every access."""
         return cast(PosteriorChain, self._modules["chain"])
@@ -493,8 +495,5 @@ class AmortizedGuide(PyroModule):
         batch_dims: int,
     ) -> tuple[Standardisation, Contexts]:
         constants = Standardisation.from_vector(self.structure, self.standardisation)
-        inputs: dict[str, Any] = {}
-        if self.inputs:
-            arguments = bound_arguments(self.model, args, kwargs).arguments
-            inputs = {name: arguments[name] for name in self.inputs}
-        return constants, self._chain().contexts(constants, observations, inputs, batch_dims)
+        call = self.call_values(args, kwargs, observations, batch_dims)
+        return constants, self._chain().contexts(constants, observations, call, batch_dims)

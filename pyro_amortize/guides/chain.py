@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +12,32 @@ from torch import Tensor, nn
 
 from pyro_amortize.densities.base import ConditionalDensity, Density, site_distribution
 from pyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
+from pyro_amortize.guides.call import CallValues
 from pyro_amortize.layout import pack, pack_plain
+from pyro_amortize.networks import StackedMLP
+from pyro_amortize.pooling import Pooling, join_features
 from pyro_amortize.standardisation import Moments, Standardisation
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
-Contexts = Mapping[str, Tensor]
 Conditionals = Mapping[str, Moments]
+
+_MEETING_DIMS = (64, 64)  # networks that bring parents on crossing plates together with the data
+_MEETING_FEATURES = 32
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What the networks have made of one call's data.
+
+    Args:
+        latents: For each latent its features, `(*batch, *aligned plates, size)`.
+        cells: For each observed site the features of its rows, before any pooling.
+        poolings: For each observed site how its rows are pooled.
+    """
+
+    latents: Mapping[str, Tensor]
+    cells: Mapping[str, Tensor]
+    poolings: Mapping[str, Pooling]
 
 
 class PosteriorChain(nn.Module):
@@ -30,19 +51,21 @@ class PosteriorChain(nn.Module):
         self,
         embeddings: Sequence[EmbeddingNetwork],
         heads: Sequence[ConditionalDensity],
+        meetings: Mapping[str, StackedMLP],
         structure: ModelStructure,
         groups: tuple[tuple[str, ...], ...],
     ) -> None:
         super().__init__()
         self.embeddings = nn.ModuleList(embeddings)
         self.heads = nn.ModuleList(heads)
+        self.meetings = nn.ModuleDict(meetings)
         self.structure, self.groups = structure, groups
 
     def contexts(
         self,
         standardisation: Standardisation,
         observations: Mapping[str, Tensor],
-        inputs: Mapping[str, Tensor],
+        call: CallValues,
         batch_dims: int,
     ) -> Contexts:
         """Context features for each latent site; sites of one group share theirs.
@@ -50,42 +73,44 @@ class PosteriorChain(nn.Module):
         Args:
             standardisation: The constants.
             observations: Value of each observed site, `(*batch, *plates, *event)`.
-            inputs: Value of each input, its plates and event, without batch axes.
+            call: Inputs and index vectors, without batch axes.
             batch_dims: Number of batch axes.
 
         Returns:
-            For each latent site an array of shape `(*batch, *aligned plates, context_size)`.
+            The features.
         """
         structure = self.structure
         levels: dict[str, list[Tensor]] = {}
+        poolings: dict[str, Pooling] = {}
         for site, network in zip(structure.observed, self.embeddings, strict=True):
             loc, scale = standardisation.data[site.name]
             value = pack_plain(structure, site, observations[site.name], batch_dims)
+            pooling = Pooling(structure, structure.levels(site), value, call.indices, call.sizes)
             parts = [(value - loc) / scale]
             for item in structure.inputs:
-                if set(item.plates) <= set(site.plates):
+                if structure.is_over(site, item.plates):
                     loc, scale = standardisation.inputs[item.name]
-                    value = pack_plain(structure, item, inputs[item.name], 0)
-                    parts.append((value - loc) / scale)
-            chain = structure.pooling_chain(site)
-            pooled = [
-                set(wide) - set(narrow) for wide, narrow in zip(chain[:-1], chain[1:], strict=True)
-            ]
-            axes = [structure.plates[plate].dim - 1 for (plate,) in pooled]
-            levels[site.name] = network(_concatenate(parts), axes)
-        contexts: dict[str, Tensor] = {}
+                    value = (pack_plain(structure, item, call.inputs[item.name], 0) - loc) / scale
+                    parts.append(pooling.spread(value, item.plates, site.plates))
+            levels[site.name] = network(join_features(parts), pooling)
+            poolings[site.name] = pooling
+        latents: dict[str, Tensor] = {}
         for names in self.groups:
             first = structure.site(names[0])
             chosen = [
-                level
+                poolings[site.name].spread(features, level.plates, first.plates)
                 for site in structure.observed
-                for level, is_used in zip(
-                    levels[site.name], structure.context_levels(first, site), strict=True
+                for features, level, is_used in zip(
+                    levels[site.name],
+                    structure.levels(site),
+                    structure.context_levels(first, site),
+                    strict=True,
                 )
                 if is_used
             ]
-            contexts |= dict.fromkeys(names, _concatenate(chosen))
-        return contexts
+            latents |= dict.fromkeys(names, join_features(chosen))
+        cells = {name: features[0] for name, features in levels.items()}
+        return Contexts(latents, cells, poolings)
 
     def distribution(
         self,
@@ -188,23 +213,56 @@ class PosteriorChain(nn.Module):
         self, group: int, index: int, contexts: Contexts, features: Mapping[str, Tensor]
     ) -> Tensor:
         """Context and parents of one site; members of a group have one layout of parents."""
-        names = self.groups[group]
-        site = self.structure.site(names[index])
-        context = contexts[site.name]
+        structure, names = self.structure, self.groups[group]
+        site = structure.site(names[index])
+        context = contexts.latents[site.name]
+        foreign = structure.foreign_parents(site)
         parts = [context]
-        for candidate in group_parents(self.structure, names):
+        for candidate in group_parents(structure, names):
+            if candidate in foreign:
+                continue
+            parent = structure.site(candidate)
             if candidate in site.parents:
-                parts.append(features[candidate])
+                pooling = next(iter(contexts.poolings.values()))
+                parts.append(pooling.spread(features[candidate], parent.plates, site.plates))
             else:
-                size = self.structure.unconstrained_size(self.structure.site(candidate))
+                size = structure.unconstrained_size(parent)
                 parts.append(context.new_zeros((*context.shape[:-1], size)))
-        return _concatenate(parts)
+        if foreign:
+            parts.append(self._meet(group, site, foreign, contexts, features))
+        return join_features(parts)
+
+    def _meet(
+        self,
+        group: int,
+        site: SiteInfo,
+        foreign: Sequence[str],
+        contexts: Contexts,
+        features: Mapping[str, Tensor],
+    ) -> Tensor:
+        """Parents on crossing plates: brought to the rows where both meet, and pooled again."""
+        structure = self.structure
+        rows = _meeting_site(structure, site, foreign)
+        pooling = contexts.poolings[rows.name]
+        met = [
+            pooling.spread(features[name], structure.site(name).plates, rows.plates)
+            for name in foreign
+        ]
+        joined = self.meetings[str(group)](join_features([contexts.cells[rows.name], *met]), 0)
+        return pooling.pool_to(site.plates, join_features([joined, *met]), pooling.mean)
 
 
 def group_parents(structure: ModelStructure, names: tuple[str, ...]) -> tuple[str, ...]:
     """All parents of the members of a group, in guide order."""
     parents = {parent for name in names for parent in structure.site(name).parents}
     return tuple(site.name for site in structure.latents if site.name in parents)
+
+
+def _meeting_site(structure: ModelStructure, site: SiteInfo, foreign: Sequence[str]) -> SiteInfo:
+    rows = structure.meeting_site(site, foreign)
+    if rows is None:
+        raise ValueError(f"site '{site.name}': no observed site is in the plates of {foreign} too")
+    return rows
 
 
 def build_chain(
@@ -228,39 +286,41 @@ def build_chain(
         num_values = math.prod(site.event_shape) + sum(
             math.prod(item.event_shape)
             for item in structure.inputs
-            if set(item.plates) <= set(site.plates)
+            if structure.is_over(site, item.plates)
         )
-        embedding, num_plates = embeddings[site.name], len(site.plates)
-        networks.append(embedding.build(num_values, num_plates))
-        level_sizes[site.name] = embedding.context_sizes(num_values, num_plates)
+        sources = [level.source or 0 for level in structure.levels(site)[1:]]
+        networks.append(embeddings[site.name].build(num_values, sources))
+        level_sizes[site.name] = embeddings[site.name].context_sizes(num_values, sources)
     by_key: dict[Any, list[str]] = {}
     for latent in structure.latents:
-        size = structure.unconstrained_size(latent)
-        key = latent.plates, latent.is_own_row, size, densities[latent.name]
+        size, foreign = structure.unconstrained_size(latent), structure.foreign_parents(latent)
+        key = latent.plates, latent.is_own_row, foreign, size, densities[latent.name]
         by_key.setdefault(key, []).append(latent.name)
     heads = []
-    for (_, _, size, density), names in by_key.items():
+    meetings = {}
+    for group, ((_, _, foreign, size, density), names) in enumerate(by_key.items()):
+        first = structure.site(names[0])
         context_size = sum(
             width * is_used
             for site in structure.observed
             for width, is_used in zip(
-                level_sizes[site.name],
-                structure.context_levels(structure.site(names[0]), site),
-                strict=True,
+                level_sizes[site.name], structure.context_levels(first, site), strict=True
             )
         )
         context_size += sum(
             structure.unconstrained_size(structure.site(parent))
             for parent in group_parents(structure, tuple(names))
         )
+        if foreign:
+            rows = _meeting_site(structure, first, foreign)
+            met = sum(structure.unconstrained_size(structure.site(name)) for name in foreign)
+            meetings[str(group)] = StackedMLP(
+                1,
+                level_sizes[rows.name][0] + met,
+                _MEETING_DIMS,
+                _MEETING_FEATURES,
+            )
+            context_size += _MEETING_FEATURES  # the parents themselves are counted above
         heads.append(density.build(len(names), size, context_size))
     groups = tuple(tuple(names) for names in by_key.values())
-    return PosteriorChain(networks, heads, structure, groups)
-
-
-def _concatenate(parts: list[Tensor]) -> Tensor:
-    """Concatenate features after broadcasting batch and plate axes."""
-    ndim = max(part.ndim for part in parts)
-    aligned = [part.reshape((1,) * (ndim - part.ndim) + part.shape) for part in parts]
-    batch = torch.broadcast_shapes(*(part.shape[:-1] for part in aligned))
-    return torch.cat([part.expand(*batch, part.shape[-1]) for part in aligned], -1)
+    return PosteriorChain(networks, heads, meetings, structure, groups)

@@ -1,0 +1,101 @@
+"""What one call of the model gives to the networks besides its data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_amortize.checks import bound_arguments, check_indices, read_data
+from pyro_amortize.observations import data_plate_sizes
+from pyro_amortize.structure import ModelStructure
+from pyro_amortize.tracing import is_taken, plate_sizes
+
+
+@dataclass(frozen=True)
+class CallValues:
+    """Inputs, index vectors and plate sizes of one call.
+
+    Args:
+        inputs: Value of each input, its plates and event.
+        indices: Value of each index vector.
+        sizes: Size of every plate that is not an event.
+    """
+
+    inputs: Mapping[str, Any]
+    indices: Mapping[str, Tensor]
+    sizes: Mapping[str, int]
+
+
+def read_call(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    observations: Mapping[str, Tensor],
+    batch_dims: int,
+) -> CallValues:
+    """Read the values of a call; sizes come from the data, or from the model where they point.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        observations: Data by site with `batch_dims` leading axes.
+        batch_dims: Number of leading axes of data sets.
+
+    Returns:
+        The values.
+
+    Raises:
+        ValueError: If an index vector does not fit its plates.
+    """
+    sizes = data_plate_sizes(structure, observations, batch_dims)
+    arguments: Mapping[str, Any] = {}
+    if structure.inputs or structure.groups:
+        arguments = bound_arguments(model, args, kwargs).arguments
+    if structure.groups:
+        own = plate_sizes(model, args, kwargs)
+        pointed = {group.plate for group in structure.groups} - set(sizes)
+        sizes |= {plate: own[plate] for plate in pointed}
+        check_indices(structure, arguments, sizes)
+    return CallValues(
+        inputs={item.name: arguments[item.name] for item in structure.inputs},
+        indices={group.name: arguments[group.name] for group in structure.groups},
+        sizes=sizes,
+    )
+
+
+def read_call_data(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """The data of a call, by tracing the model where its plates can be opened.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        Observed values by site.
+
+    Raises:
+        ValueError: If the host keeps a plate open where the model has its own.
+    """
+    try:
+        return read_data(model, args, kwargs)
+    except ValueError as error:
+        if not any(is_taken(plate.dim) for plate in structure.plates.values()):
+            raise
+        raise ValueError(
+            f"observed sites {[site.name for site in structure.observed]}: cannot be read while "
+            "the host keeps a plate open where the model has its own. Bind the data: "
+            "guide.bind({...})"
+        ) from error

@@ -1,0 +1,132 @@
+"""Pooling features along plates and index vectors, and spreading them back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_amortize.levels import Level
+from pyro_amortize.structure import ModelStructure
+
+
+class Pooling:
+    """The levels of one observed site with the index vectors of one call.
+
+    Arrays are in the aligned layout with a feature axis, `(*batch, *aligned plates, size)`.
+    Elements without any row behind them, such as a group that no index names, count nowhere.
+
+    Args:
+        structure: The structure of the model.
+        levels: The levels of the observed site.
+        like: Any features of its rows, for the aligned plate axes, the dtype and the device.
+        indices: Values of the index vectors, each of shape `(rows,)`.
+        sizes: Size of each plate into which they point.
+    """
+
+    def __init__(
+        self,
+        structure: ModelStructure,
+        levels: Sequence[Level],
+        like: Tensor,
+        indices: Mapping[str, Tensor],
+        sizes: Mapping[str, int],
+    ) -> None:
+        self.levels = tuple(levels)
+        self._structure, self._indices, self._sizes = structure, indices, sizes
+        shape = like.shape[like.ndim - structure.max_plate_nesting - 1 : -1]
+        self.counts = [like.new_ones((*shape, 1))]
+        self._present: list[Tensor | None] = [None]
+        for level in self.levels[1:]:
+            present = self._present[level.source or 0]
+            rows = torch.ones_like(self.counts[level.source or 0]) if present is None else present
+            self.counts.append(self._sum(level, rows))
+            everywhere = present is None and level.group is None
+            self._present.append(None if everywhere else (self.counts[-1] > 0).to(rows.dtype))
+
+    def mean(self, number: int, value: Tensor) -> Tensor:
+        """The mean of features at the source of a level, pooled to that level.
+
+        Args:
+            number: The level.
+            value: Features at its source.
+
+        Returns:
+            Features at the level; zeros where no row is behind an element.
+        """
+        level = self.levels[number]
+        present = self._present[level.source or 0]
+        if present is None and level.group is None:
+            return value.mean(self._axis(str(level.plate)), keepdim=True)
+        rows = value if present is None else value * present
+        return self._sum(level, rows) / self.counts[number].clamp(min=1.0)
+
+    def sum(self, number: int, value: Tensor) -> Tensor:
+        """The sum of features at the source of a level over the rows behind each element."""
+        return self._sum(self.levels[number], value)
+
+    def pool_to(
+        self, plates: Sequence[str], value: Tensor, pool: Callable[[int, Tensor], Tensor]
+    ) -> Tensor:
+        """Features of the site's own rows, pooled step by step to the level of these plates.
+
+        Args:
+            plates: Plates of one of the levels.
+            value: Features of the rows.
+            pool: `mean` or `sum`.
+
+        Returns:
+            Features at the level.
+        """
+        number = next(n for n, level in enumerate(self.levels) if level.plates == tuple(plates))
+        path = []
+        while number:
+            path.append(number)
+            number = self.levels[number].source or 0
+        for step in reversed(path):
+            value = pool(step, value)
+        return value
+
+    def spread(self, value: Tensor, plates: Sequence[str], wanted: Sequence[str]) -> Tensor:
+        """Features on `plates` as the rows of `wanted` see them, through index vectors.
+
+        Plates of both, and plates that only `wanted` has, are left to broadcasting.
+        """
+        missing = set(plates) - set(wanted)
+        reach = self._structure.reach(wanted)
+        while missing:
+            group = next(
+                group
+                for group in self._structure.groups
+                if group.plate in missing and group.along in reach
+            )
+            axis = self._axis(group.plate)
+            value = value.index_select(axis, self._indices[group.name])
+            value = value.transpose(axis, self._axis(group.along))
+            missing.discard(group.plate)
+            if group.along not in wanted:
+                missing.add(group.along)
+        return value
+
+    def _sum(self, level: Level, value: Tensor) -> Tensor:
+        """The sum over the rows behind each element of a level."""
+        axis = self._axis(str(level.plate))
+        if level.group is None:
+            return value.sum(axis, keepdim=True)
+        group = next(each for each in self._structure.groups if each.name == level.group)
+        shape = list(value.shape)
+        shape[axis] = self._sizes[group.plate]
+        sums = value.new_zeros(shape).index_add(axis, self._indices[group.name], value)
+        return sums.transpose(axis, self._axis(group.plate))
+
+    def _axis(self, plate: str) -> int:
+        return self._structure.plates[plate].dim - 1
+
+
+def join_features(parts: Sequence[Tensor]) -> Tensor:
+    """Features side by side, batch and plate axes broadcast."""
+    ndim = max(part.ndim for part in parts)
+    aligned = [part.reshape((1,) * (ndim - part.ndim) + part.shape) for part in parts]
+    batch = torch.broadcast_shapes(*(part.shape[:-1] for part in aligned))
+    return torch.cat([part.expand(*batch, part.shape[-1]) for part in aligned], -1)
