@@ -160,9 +160,7 @@ def _draw(
 
         keys = jax.random.split(jax.random.fold_in(key, 1), num_local)
         latents, whole, elements = jax.vmap(one_local)(keys)
-        latents = {
-            name: value if is_local[name] else value[0] for name, value in latents.items()
-        }
+        latents = {name: value if is_local[name] else value[0] for name, value in latents.items()}
         return latents, whole[0], elements
 
     def one_data_set(

@@ -55,7 +55,9 @@ class StackedMLP(eqx.Module):
             if zero_output and layer == len(sizes) - 2:
                 bound = 0.0
             shapes = (num_sites, fan_in, fan_out), (num_sites, 1, fan_out)
-            weight, bias = (jnp.asarray(rng.uniform(-bound, bound, shape), float) for shape in shapes)
+            weight, bias = (
+                jnp.asarray(rng.uniform(-bound, bound, shape), float) for shape in shapes
+            )
             self.weights.append(weight)
             self.biases.append(bias)
 

@@ -455,9 +455,7 @@ def _read_inputs(
 
 def _reach_problems(structure: ModelStructure) -> list[str]:
     """Latents, their parents and inputs that no features of an observed site can reach."""
-    reachable = {
-        level.plates for site in structure.observed for level in structure.levels(site)
-    }
+    reachable = {level.plates for site in structure.observed for level in structure.levels(site)}
     problems = [
         f"site '{site.name}': no observed site has features on exactly its plates "
         f"{list(site.plates)}. If an index vector leads there, declare it: "

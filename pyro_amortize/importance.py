@@ -131,7 +131,6 @@ def _draw(
     in blocks of rows that fit in memory.
     """
     structure = guide.structure
-    shared = structure.local_plates()
     data_rows = sum(value.numel() for value in observations.values())
     block = max(ROWS_AT_ONCE // (num_local * data_rows), 1)
     names = [site.name for site in structure.latents]

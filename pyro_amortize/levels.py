@@ -97,7 +97,7 @@ def pooling_levels(
             )
             kept = rest | {group.plate} if group else rest
             ordered = tuple(sorted(kept, key=lambda name: dims[name]))
-            levels.append(Level(ordered, number, plate, group and group.name))
+            levels.append(Level(ordered, number, plate, group.name if group else None))
             number = len(levels) - 1
             if group and group.plate not in wanted:
                 return extend(number, wanted)

@@ -46,7 +46,7 @@ class SiteInfo:
         is_own_row: Whether, given its parents, only data of its own plate elements matter.
         is_discrete: Whether an observed site has a discrete support.
         coupled: A later latent on crossing plates through which the elements depend on each
-            other; the guide draws them independently given what it has drawn before.
+            other; the guide correlates them by one common direction.
     """
 
     name: str
@@ -247,16 +247,14 @@ class ModelStructure:
             if site.is_own_row:
                 text += " (own rows)"
             if site.coupled:
-                text += f" (elements drawn independently, though '{site.coupled}' couples them)"
+                text += f" (elements coupled through {site.coupled}: to one rank)"
             if site.pruned:
                 text += f"   (not needed: {', '.join(site.pruned)})"
             lines.append(text)
         lines.append("observed sites and inputs:")
         lines += [f"  {site.name}{self._shape_text(site)}" for site in self.observed]
         lines += [f"  {item.name} (input) {list(item.plates)}" for item in self.inputs]
-        lines += [
-            f"  {item.name} (index into {item.plate}) {[item.along]}" for item in self.groups
-        ]
+        lines += [f"  {item.name} (index into {item.plate}) {[item.along]}" for item in self.groups]
         return "\n".join(lines)
 
     def _shape_text(self, site: SiteInfo) -> str:

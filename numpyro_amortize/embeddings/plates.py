@@ -118,8 +118,6 @@ def _moments(values: Array, pooling: Pooling) -> list[Array]:
         variance = pooling.mean(number, (source - around) ** 2)
         spread = jnp.sqrt(variance + 1e-12)
         log_count = jnp.log1p(pooling.counts[number])
-        found.append(
-            join_features([jnp.arcsinh(mean), jnp.log(_SPREAD_FLOOR + spread), log_count])
-        )
+        found.append(join_features([jnp.arcsinh(mean), jnp.log(_SPREAD_FLOOR + spread), log_count]))
         kept.append(jnp.concatenate([mean, spread], axis=-1))
     return found

@@ -88,7 +88,7 @@ class AmortizedGuide:
         self.model = model
         self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
         self.inputs = dict(inputs or {})
-        self.groups = {name: tuple(plates) for name, plates in (groups or {}).items()}
+        self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density)
@@ -481,7 +481,5 @@ class AmortizedGuide:
 
 def _dotted(path: Sequence[Any]) -> str:
     """The name of a weight, the same as in the other package's state dict."""
-    names = (
-        getattr(key, "name", getattr(key, "idx", getattr(key, "key", key))) for key in path
-    )
+    names = (getattr(key, "name", getattr(key, "idx", getattr(key, "key", key))) for key in path)
     return ".".join(map(str, names))

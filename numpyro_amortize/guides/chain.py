@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_amortize.densities.base import ConditionalDensity, Density, site_distribution
+from numpyro_amortize.densities.coupling import RankOneCoupling
 from numpyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
 from numpyro_amortize.guides.call import CallValues
 from numpyro_amortize.layout import pack, pack_plain
@@ -24,7 +25,7 @@ from numpyro_amortize.structure import ModelStructure, SiteInfo
 
 Conditionals = Mapping[str, Moments]
 
-_MEETING_DIMS = (64, 64)  # networks that bring parents on crossing plates together with the data
+_HIDDEN_DIMS = (64, 64)  # of the networks between crossing plates
 _MEETING_FEATURES = 32
 
 
@@ -34,11 +35,13 @@ class Contexts:
 
     Args:
         latents: For each latent its features, `(*batch, *aligned plates, size)`.
+        common: For each latent those of them that are common to all elements of its plates.
         cells: For each observed site the features of its rows, before any pooling.
         poolings: For each observed site how its rows are pooled.
     """
 
     latents: Mapping[str, Array]
+    common: Mapping[str, Array]
     cells: Mapping[str, Array]
     poolings: Mapping[str, Pooling]
 
@@ -53,6 +56,7 @@ class PosteriorChain(eqx.Module):
     embeddings: list[EmbeddingNetwork]
     heads: list[ConditionalDensity]
     meetings: dict[str, StackedMLP]
+    couplings: dict[str, RankOneCoupling]
     structure: ModelStructure = eqx.field(static=True)
     groups: tuple[tuple[str, ...], ...] = eqx.field(static=True)
 
@@ -90,10 +94,11 @@ class PosteriorChain(eqx.Module):
             levels[site.name] = network(join_features(parts), pooling)
             poolings[site.name] = pooling
         latents: dict[str, Array] = {}
+        common: dict[str, Array] = {}
         for names in self.groups:
             first = structure.site(names[0])
             chosen = [
-                poolings[site.name].spread(features, level.plates, first.plates)
+                (level, poolings[site.name].spread(features, level.plates, first.plates))
                 for site in structure.observed
                 for features, level, is_used in zip(
                     levels[site.name],
@@ -103,9 +108,12 @@ class PosteriorChain(eqx.Module):
                 )
                 if is_used
             ]
-            latents |= dict.fromkeys(names, join_features(chosen))
+            latents |= dict.fromkeys(names, join_features([part for _, part in chosen]))
+            if first.coupled:
+                whole = [part for level, part in chosen if not level.plates]
+                common |= dict.fromkeys(names, join_features(whole))
         cells = {name: features[0] for name, features in levels.items()}
-        return Contexts(latents, cells, poolings)
+        return Contexts(latents, common, cells, poolings)
 
     def distribution(
         self,
@@ -134,6 +142,8 @@ class PosteriorChain(eqx.Module):
         )
         context = self._head_input(group, index, contexts, features)
         base = self.heads[group](context, index)
+        if site.coupled:
+            base = self._coupled(group, base, context, contexts.common[site.name], index)
         loc, scale = self._location_scale(site, standardisation, conditionals)
         return site_distribution(base, loc, scale, self.structure, site)
 
@@ -177,7 +187,11 @@ class PosteriorChain(eqx.Module):
                 (packed[name][0] - loc) / scale
                 for name, (loc, scale) in zip(names, moments, strict=True)
             ]
-            density = self.heads[group](jnp.stack(stacked))
+            inputs = jnp.stack(stacked)
+            density = self.heads[group](inputs)
+            if sites[0].coupled:
+                common = jnp.stack([contexts.common[name] for name in names])
+                density = self._coupled(group, density, inputs, common)
             log_prob = density.log_prob(jnp.stack(jnp.broadcast_arrays(*standard)))
             for index, (name, (_, scale)) in enumerate(zip(names, moments, strict=True)):
                 jacobian = jnp.sum(jnp.log(scale), axis=-1) + packed[name][1]
@@ -203,6 +217,18 @@ class PosteriorChain(eqx.Module):
             return loc, scale
         own_loc, own_scale = conditionals[site.name]
         return own_loc + own_scale * loc, own_scale * scale
+
+    def _coupled(
+        self,
+        group: int,
+        density: dist.Distribution,
+        context: Array,
+        common: Array,
+        index: int | None = None,
+    ) -> dist.Distribution:
+        plates = self.structure.site(self.groups[group][0]).plates
+        axes = [self.structure.plates[plate].dim - 1 for plate in plates]
+        return self.couplings[str(group)](density, context, common, axes, index)
 
     def _head_input(
         self, group: int, index: int, contexts: Contexts, features: Mapping[str, Array]
@@ -292,11 +318,13 @@ def build_chain(
     by_key: dict[Any, list[str]] = {}
     for latent in structure.latents:
         size, foreign = structure.unconstrained_size(latent), structure.foreign_parents(latent)
-        key = latent.plates, latent.is_own_row, foreign, size, densities[latent.name]
+        kind = latent.plates, latent.is_own_row, bool(latent.coupled), foreign
+        key = kind, size, densities[latent.name]
         by_key.setdefault(key, []).append(latent.name)
     heads = []
     meetings = {}
-    for group, ((_, _, foreign, size, density), names) in enumerate(by_key.items()):
+    couplings = {}
+    for group, (((*_, foreign), size, density), names) in enumerate(by_key.items()):
         rng_key, own = jax.random.split(rng_key)
         first = structure.site(names[0])
         context_size = sum(
@@ -316,11 +344,21 @@ def build_chain(
             meetings[str(group)] = StackedMLP(
                 1,
                 level_sizes[rows.name][0] + met,
-                _MEETING_DIMS,
+                _HIDDEN_DIMS,
                 _MEETING_FEATURES,
                 rng_key=jax.random.fold_in(own, 1),
             )
             context_size += _MEETING_FEATURES  # the parents themselves are counted above
         heads.append(density.build(len(names), size, context_size, own))
+        if first.coupled:
+            common_size = sum(
+                width
+                for site in structure.observed
+                for width, level in zip(level_sizes[site.name], structure.levels(site), strict=True)
+                if not level.plates
+            )
+            couplings[str(group)] = RankOneCoupling(
+                len(names), size, context_size, common_size, _HIDDEN_DIMS, own
+            )
     groups = tuple(tuple(names) for names in by_key.values())
-    return PosteriorChain(networks, heads, meetings, structure, groups)
+    return PosteriorChain(networks, heads, meetings, couplings, structure, groups)

@@ -88,7 +88,7 @@ class AmortizedGuide(PyroModule):
         self._model = (model,)  # not a submodule, whatever it is
         self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
         self.inputs = dict(inputs or {})
-        self.groups = {name: tuple(plates) for name, plates in (groups or {}).items()}
+        self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density)

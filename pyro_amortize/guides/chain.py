@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_amortize.densities.base import ConditionalDensity, Density, site_distribution
+from pyro_amortize.densities.coupling import RankOneCoupling
 from pyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
 from pyro_amortize.guides.call import CallValues
 from pyro_amortize.layout import pack, pack_plain
@@ -21,7 +22,7 @@ from pyro_amortize.structure import ModelStructure, SiteInfo
 
 Conditionals = Mapping[str, Moments]
 
-_MEETING_DIMS = (64, 64)  # networks that bring parents on crossing plates together with the data
+_HIDDEN_DIMS = (64, 64)  # of the networks between crossing plates
 _MEETING_FEATURES = 32
 
 
@@ -31,11 +32,13 @@ class Contexts:
 
     Args:
         latents: For each latent its features, `(*batch, *aligned plates, size)`.
+        common: For each latent those of them that are common to all elements of its plates.
         cells: For each observed site the features of its rows, before any pooling.
         poolings: For each observed site how its rows are pooled.
     """
 
     latents: Mapping[str, Tensor]
+    common: Mapping[str, Tensor]
     cells: Mapping[str, Tensor]
     poolings: Mapping[str, Pooling]
 
@@ -52,6 +55,7 @@ class PosteriorChain(nn.Module):
         embeddings: Sequence[EmbeddingNetwork],
         heads: Sequence[ConditionalDensity],
         meetings: Mapping[str, StackedMLP],
+        couplings: Mapping[str, RankOneCoupling],
         structure: ModelStructure,
         groups: tuple[tuple[str, ...], ...],
     ) -> None:
@@ -59,6 +63,7 @@ class PosteriorChain(nn.Module):
         self.embeddings = nn.ModuleList(embeddings)
         self.heads = nn.ModuleList(heads)
         self.meetings = nn.ModuleDict(meetings)
+        self.couplings = nn.ModuleDict(couplings)
         self.structure, self.groups = structure, groups
 
     def contexts(
@@ -95,10 +100,11 @@ class PosteriorChain(nn.Module):
             levels[site.name] = network(join_features(parts), pooling)
             poolings[site.name] = pooling
         latents: dict[str, Tensor] = {}
+        common: dict[str, Tensor] = {}
         for names in self.groups:
             first = structure.site(names[0])
             chosen = [
-                poolings[site.name].spread(features, level.plates, first.plates)
+                (level, poolings[site.name].spread(features, level.plates, first.plates))
                 for site in structure.observed
                 for features, level, is_used in zip(
                     levels[site.name],
@@ -108,9 +114,12 @@ class PosteriorChain(nn.Module):
                 )
                 if is_used
             ]
-            latents |= dict.fromkeys(names, join_features(chosen))
+            latents |= dict.fromkeys(names, join_features([part for _, part in chosen]))
+            if first.coupled:
+                whole = [part for level, part in chosen if not level.plates]
+                common |= dict.fromkeys(names, join_features(whole))
         cells = {name: features[0] for name, features in levels.items()}
-        return Contexts(latents, cells, poolings)
+        return Contexts(latents, common, cells, poolings)
 
     def distribution(
         self,
@@ -139,6 +148,8 @@ class PosteriorChain(nn.Module):
         )
         context = self._head_input(group, index, contexts, features)
         base = self.heads[group](context, index)
+        if site.coupled:
+            base = self._coupled(group, base, context, contexts.common[site.name], index)
         loc, scale = self._location_scale(site, standardisation, conditionals)
         return site_distribution(base, loc, scale, self.structure, site)
 
@@ -182,7 +193,11 @@ class PosteriorChain(nn.Module):
                 (packed[name][0] - loc) / scale
                 for name, (loc, scale) in zip(names, moments, strict=True)
             ]
-            density = self.heads[group](torch.stack(stacked))
+            inputs = torch.stack(stacked)
+            density = self.heads[group](inputs)
+            if sites[0].coupled:
+                common = torch.stack([contexts.common[name] for name in names])
+                density = self._coupled(group, density, inputs, common)
             log_prob = density.log_prob(torch.stack(torch.broadcast_tensors(*standard)))
             for index, (name, (_, scale)) in enumerate(zip(names, moments, strict=True)):
                 jacobian = torch.log(scale).sum(-1) + packed[name][1]
@@ -208,6 +223,18 @@ class PosteriorChain(nn.Module):
             return loc, scale
         own_loc, own_scale = conditionals[site.name]
         return own_loc + own_scale * loc, own_scale * scale
+
+    def _coupled(
+        self,
+        group: int,
+        density: Any,
+        context: Tensor,
+        common: Tensor,
+        index: int | None = None,
+    ) -> Any:
+        plates = self.structure.site(self.groups[group][0]).plates
+        axes = [self.structure.plates[plate].dim - 1 for plate in plates]
+        return self.couplings[str(group)](density, context, common, axes, index)
 
     def _head_input(
         self, group: int, index: int, contexts: Contexts, features: Mapping[str, Tensor]
@@ -294,11 +321,13 @@ def build_chain(
     by_key: dict[Any, list[str]] = {}
     for latent in structure.latents:
         size, foreign = structure.unconstrained_size(latent), structure.foreign_parents(latent)
-        key = latent.plates, latent.is_own_row, foreign, size, densities[latent.name]
+        kind = latent.plates, latent.is_own_row, bool(latent.coupled), foreign
+        key = kind, size, densities[latent.name]
         by_key.setdefault(key, []).append(latent.name)
     heads = []
     meetings = {}
-    for group, ((_, _, foreign, size, density), names) in enumerate(by_key.items()):
+    couplings = {}
+    for group, (((*_, foreign), size, density), names) in enumerate(by_key.items()):
         first = structure.site(names[0])
         context_size = sum(
             width * is_used
@@ -317,10 +346,20 @@ def build_chain(
             meetings[str(group)] = StackedMLP(
                 1,
                 level_sizes[rows.name][0] + met,
-                _MEETING_DIMS,
+                _HIDDEN_DIMS,
                 _MEETING_FEATURES,
             )
             context_size += _MEETING_FEATURES  # the parents themselves are counted above
         heads.append(density.build(len(names), size, context_size))
+        if first.coupled:
+            common_size = sum(
+                width
+                for site in structure.observed
+                for width, level in zip(level_sizes[site.name], structure.levels(site), strict=True)
+                if not level.plates
+            )
+            couplings[str(group)] = RankOneCoupling(
+                len(names), size, context_size, common_size, _HIDDEN_DIMS
+            )
     groups = tuple(tuple(names) for names in by_key.values())
-    return PosteriorChain(networks, heads, meetings, structure, groups)
+    return PosteriorChain(networks, heads, meetings, couplings, structure, groups)
