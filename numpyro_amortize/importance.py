@@ -106,6 +106,7 @@ def importance_samples(
     """
     structure = guide.structure
     shared = structure.local_plates()
+    own_call = guide.call_values(*call, observations, batch_dims)
     num_local = num_local_samples if shared else 1
     draws, global_weights, local_weights = _draw(
         guide, params, call, observations, num_samples, num_local, batch_dims, rng_key
@@ -119,7 +120,8 @@ def importance_samples(
         chosen = choose_local_draws(local, np.random.default_rng(seed))
         for site in structure.latents:
             if structure.is_over(site, shared):
-                samples[site.name] = _keep(structure, site, samples[site.name], chosen, shared)
+                value = samples[site.name]
+                samples[site.name] = _keep(structure, site, value, chosen, shared, own_call)
     return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
 
 
@@ -237,15 +239,17 @@ def _keep(
     value: np.ndarray,
     chosen: np.ndarray,
     shared: tuple[str, ...],
+    call: CallValues,
 ) -> np.ndarray:
     """Of `(K, S, ...)` local draws, the chosen one for each plate element."""
     nesting, event_dim = structure.max_plate_nesting, len(site.event_shape)
-    batch_dims = chosen.ndim
-    aligned = np.asarray(align(jnp.asarray(value), nesting, event_dim, batch_dims))
     shape = [1] * nesting
     for plate in shared:
-        dim = structure.plates[plate].dim
-        shape[dim] = aligned.shape[dim - event_dim]
-    index = chosen.reshape((1, *chosen.shape[:-1], *shape, *([1] * event_dim)))
+        shape[structure.plates[plate].dim] = call.sizes[plate]
+    elements = jnp.asarray(chosen.reshape((*chosen.shape[:-1], *shape, 1)))
+    pooling = Pooling(structure, (), elements, call.indices, call.sizes)
+    index = np.asarray(pooling.spread(elements, shared, site.plates))
+    index = index.reshape((1, *index.shape[:-1], *([1] * event_dim)))
+    aligned = np.asarray(align(jnp.asarray(value), nesting, event_dim, chosen.ndim))
     kept = np.take_along_axis(aligned, index, axis=0)[0]
     return np.asarray(natural(jnp.asarray(kept), structure, site, event_dim))

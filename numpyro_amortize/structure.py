@@ -166,12 +166,13 @@ class ModelStructure:
 
         Nested plates share the outermost one; of crossed plates it is those drawn last.
         """
-        local = [self.reach(site.plates) for site in self.latents if site.plates]
+        local = [site.plates for site in self.latents if site.plates]
         if not local:
             return ()
-        last = set([site.plates for site in self.latents if site.plates][-1])
-        shared = last.intersection(*(reach for reach in local if reach & last))
-        for plates in (shared, last):
+        last = self.reach(local[-1])
+        reaches = [self.reach(plates) for plates in local]
+        shared = last.intersection(*(reach for reach in reaches if reach & last))
+        for plates in (shared, set(local[-1])):
             is_local = [self.is_over(site, plates) for site in self.latents]
             if plates and is_local == sorted(is_local):
                 return tuple(sorted(plates, key=lambda name: self.plates[name].dim))

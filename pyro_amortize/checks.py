@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ def index_problem(group: GroupInfo, value: Any, size: int, num_rows: int) -> str
         return f"groups '{group.name}': expected an array of whole numbers, got {found}"
     if tuple(value.shape) != (num_rows,):
         return (
-            f"groups '{group.name}': expected shape ({num_rows},) for plate '{group.along}', got "
-            f"{tuple(value.shape)}"
+            f"groups '{group.name}': expected one index for each row of plate '{group.along}', "
+            f"got shape {tuple(value.shape)}"
         )
     low, high = int(value.min()), int(value.max())
     if low < 0 or high >= size:
@@ -58,6 +59,33 @@ def index_problem(group: GroupInfo, value: Any, size: int, num_rows: int) -> str
             f"'{group.plate}' of size {size}, got {low} to {high}"
         )
     return None
+
+
+def index_argument_problems(
+    arguments: Mapping[str, Any], groups: Sequence[GroupInfo], sizes: Mapping[str, str]
+) -> list[str]:
+    """Index vectors that no run of the model needs to be told wrong.
+
+    Args:
+        arguments: The model's arguments by name.
+        groups: The declared index vectors.
+        sizes: For each argument that is a plate size, that plate.
+
+    Returns:
+        One message per problem.
+    """
+    known = {plate: arguments[name] for name, plate in sizes.items() if name in arguments}
+    problems = []
+    for group in groups:
+        if group.name in arguments:
+            value = arguments[group.name]
+            num_rows = (
+                len(value) if is_array(value) and value.ndim == 1 else known.get(group.along, -1)
+            )
+            size = known.get(group.plate, sys.maxsize)
+            problem = index_problem(group, value, size, num_rows)
+            problems += [problem] if problem else []
+    return problems
 
 
 def check_indices(
@@ -141,7 +169,8 @@ def argument_problems(
             problems.append(
                 f"argument '{name}': changes sites {moved} but is not declared, so the guide "
                 f"would not see it. Pass inputs={{'{name}': plate}} with the plate that its "
-                f"leading dimension follows, or inputs={{'{name}': None}} if it has none"
+                f"leading dimension follows, or inputs={{'{name}': None}} if it has none; if it "
+                f"is an index vector, groups={{'{name}': (plate it points into, its own plate)}}"
             )
     return problems
 

@@ -99,6 +99,7 @@ def importance_samples(
     """
     structure = guide.structure
     shared = structure.local_plates()
+    own_call = guide.call_values(*call, observations, batch_dims)
     num_local = num_local_samples if shared else 1
     draws, global_weights, local_weights = _draw(
         guide, call, observations, num_samples, num_local, batch_dims
@@ -112,7 +113,8 @@ def importance_samples(
         chosen = choose_local_draws(local, np.random.default_rng(seed))
         for site in structure.latents:
             if structure.is_over(site, shared):
-                samples[site.name] = _keep(structure, site, samples[site.name], chosen, shared)
+                value = samples[site.name]
+                samples[site.name] = _keep(structure, site, value, chosen, shared, own_call)
     return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
 
 
@@ -241,15 +243,17 @@ def _keep(
     value: np.ndarray,
     chosen: np.ndarray,
     shared: tuple[str, ...],
+    call: CallValues,
 ) -> np.ndarray:
     """Of `(K, S, ...)` local draws, the chosen one for each plate element."""
     nesting, event_dim = structure.max_plate_nesting, len(site.event_shape)
-    batch_dims = chosen.ndim
-    aligned = align(torch.from_numpy(value), nesting, event_dim, batch_dims).numpy()
     shape = [1] * nesting
     for plate in shared:
-        dim = structure.plates[plate].dim
-        shape[dim] = aligned.shape[dim - event_dim]
-    index = chosen.reshape((1, *chosen.shape[:-1], *shape, *([1] * event_dim)))
+        shape[structure.plates[plate].dim] = call.sizes[plate]
+    elements = torch.from_numpy(chosen.reshape((*chosen.shape[:-1], *shape, 1)))
+    pooling = Pooling(structure, (), elements, call.indices, call.sizes)
+    index = pooling.spread(elements, shared, site.plates).numpy()
+    index = index.reshape((1, *index.shape[:-1], *([1] * event_dim)))
+    aligned = align(torch.from_numpy(value), nesting, event_dim, chosen.ndim).numpy()
     kept = np.take_along_axis(aligned, index, axis=0)[0]
     return natural(torch.from_numpy(kept), structure, site, event_dim).numpy()

@@ -18,6 +18,7 @@ from pyro_amortize.checks import (
     PlateCheck,
     argument_problems,
     bound_arguments,
+    index_argument_problems,
     index_problem,
     is_array,
     read_data,
@@ -69,7 +70,11 @@ def read_structure(
     Raises:
         ValueError: With every problem found, each naming the site, plate or argument.
     """
-    problems: list[str] = []
+    group_infos = tuple(GroupInfo(name, *plates) for name, plates in groups.items())
+    arguments = bound_arguments(model, args, kwargs).arguments
+    problems = index_argument_problems(arguments, group_infos, sizes)
+    if problems:  # the model may not even run
+        raise _report(problems)
     proper = _ImproperPriors()
     trace = _seeded_run(proper(model), args, kwargs, 0)
     again = _seeded_run(proper(model), args, kwargs, 1)
@@ -80,7 +85,6 @@ def read_structure(
         if site["type"] == "sample" and not is_factor(site)
     }
     problems += _site_problems(sites, observed, read_data(proper(model), args, kwargs))
-    group_infos = tuple(GroupInfo(name, *plates) for name, plates in groups.items())
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
     problems += _group_problems(model, args, kwargs, group_infos, plates)

@@ -315,3 +315,54 @@ def paired_rows(a=None, b=None):
     with numpyro.plate("rows", 3, dim=-1):
         numpyro.sample("a", dist.Normal(z, 1.0), obs=a)
         numpyro.sample("b", dist.Normal(z, 2.0), obs=b)
+
+
+_CROSSED, _GROUPED = PROBLEMS["crossed_effects"], PROBLEMS["grouped_normal"]
+
+
+def crossed_effects(num_rows=_CROSSED.num_rows, num_columns=_CROSSED.num_columns, y=None):
+    rows, columns = (
+        numpyro.plate("rows", num_rows, dim=-2),
+        numpyro.plate("columns", num_columns, dim=-1),
+    )
+    with columns:
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    with rows:
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    with rows, columns:
+        numpyro.sample("y", dist.Normal(a + b, _CROSSED.noise), obs=y)
+
+
+def crossed_effects_flat(row, column, num_rows, num_columns, y=None):
+    with numpyro.plate("columns", num_columns):
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    with numpyro.plate("cells", len(row)):
+        numpyro.sample("y", dist.Normal(a[row] + b[column], _CROSSED.noise), obs=y)
+
+
+def grouped_normal(group, num_groups, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("groups", num_groups):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+    with numpyro.plate("rows", len(group)):
+        numpyro.sample("y", dist.Normal(theta[group], _GROUPED.noise), obs=y)
+
+
+def three_levels(class_of, school_of, num_classes, num_schools, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("schools", num_schools):
+        school = numpyro.sample("school", dist.Normal(mu, 1.0))
+    with numpyro.plate("classes", num_classes):
+        klass = numpyro.sample("klass", dist.Normal(school[school_of], 0.5))
+    with numpyro.plate("pupils", len(class_of)):
+        numpyro.sample("y", dist.Normal(klass[class_of], 1.0), obs=y)
+
+
+def two_indices(first, second, num_teams, y=None):
+    with numpyro.plate("teams", num_teams):
+        skill = numpyro.sample("skill", dist.Normal(0.0, 1.0))
+    with numpyro.plate("games", len(first)):
+        numpyro.sample("y", dist.Normal(skill[first] - skill[second], 1.0), obs=y)

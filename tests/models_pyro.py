@@ -312,3 +312,54 @@ def paired_rows(a=None, b=None):
     with pyro.plate("rows", 3, dim=-1):
         pyro.sample("a", dist.Normal(z, 1.0), obs=a)
         pyro.sample("b", dist.Normal(z, 2.0), obs=b)
+
+
+_CROSSED, _GROUPED = PROBLEMS["crossed_effects"], PROBLEMS["grouped_normal"]
+
+
+def crossed_effects(num_rows=_CROSSED.num_rows, num_columns=_CROSSED.num_columns, y=None):
+    rows, columns = (
+        pyro.plate("rows", num_rows, dim=-2),
+        pyro.plate("columns", num_columns, dim=-1),
+    )
+    with columns:
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with rows:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with rows, columns:
+        pyro.sample("y", dist.Normal(a + b, _CROSSED.noise), obs=y)
+
+
+def crossed_effects_flat(row, column, num_rows, num_columns, y=None):
+    with pyro.plate("columns", num_columns):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("cells", len(row)):
+        pyro.sample("y", dist.Normal(a[..., row] + b[..., column], _CROSSED.noise), obs=y)
+
+
+def grouped_normal(group, num_groups, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    with pyro.plate("groups", num_groups):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+    with pyro.plate("rows", len(group)):
+        pyro.sample("y", dist.Normal(theta[..., group], _GROUPED.noise), obs=y)
+
+
+def three_levels(class_of, school_of, num_classes, num_schools, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("schools", num_schools):
+        school = pyro.sample("school", dist.Normal(mu, 1.0))
+    with pyro.plate("classes", num_classes):
+        klass = pyro.sample("klass", dist.Normal(school[..., school_of], 0.5))
+    with pyro.plate("pupils", len(class_of)):
+        pyro.sample("y", dist.Normal(klass[..., class_of], 1.0), obs=y)
+
+
+def two_indices(first, second, num_teams, y=None):
+    with pyro.plate("teams", num_teams):
+        skill = pyro.sample("skill", dist.Normal(0.0, 1.0))
+    with pyro.plate("games", len(first)):
+        pyro.sample("y", dist.Normal(skill[..., first] - skill[..., second], 1.0), obs=y)

@@ -17,13 +17,13 @@ from jax import Array
 from numpyro_amortize.checks import read_data
 from numpyro_amortize.densities import Density, SplineFlowDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
-from numpyro_amortize.guides.call import CallValues, read_call
+from numpyro_amortize.guides.call import CallValues, check_call, read_call
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
 from numpyro_amortize.guides.specifications import check_specifications, resolve_specifications
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
-from numpyro_amortize.observations import check_observations, check_settings
-from numpyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
+from numpyro_amortize.observations import check_observations
+from numpyro_amortize.reading import InputPlates, Parents, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
@@ -260,8 +260,7 @@ class AmortizedGuide:
         Raises:
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
-        settings = read_settings(self.model, args, kwargs, self.sizes)
-        check_settings(self.structure, settings)
+        check_call(self.model, self.structure, args, kwargs, self.sizes)
         if observations is None:
             observations = self._observations
         if observations is None:

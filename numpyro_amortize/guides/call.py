@@ -9,8 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.checks import bound_arguments, check_indices
-from numpyro_amortize.observations import data_plate_sizes
+from numpyro_amortize.checks import bound_arguments, check_indices, index_argument_problems
+from numpyro_amortize.observations import check_settings, data_plate_sizes
+from numpyro_amortize.reading import read_settings
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import plate_sizes
 
@@ -28,6 +29,28 @@ class CallValues:
     inputs: Mapping[str, Any]
     indices: Mapping[str, Array]
     sizes: Mapping[str, int]
+
+
+def check_call(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sizes: Mapping[str, str],
+) -> None:
+    """Raise a ValueError if arguments of a call are not what the guide was made for.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        sizes: For each argument that is a plate size, that plate.
+    """
+    check_settings(structure, read_settings(model, args, kwargs, sizes))
+    arguments = bound_arguments(model, args, kwargs).arguments
+    for problem in index_argument_problems(arguments, structure.groups, sizes):
+        raise ValueError(problem)
 
 
 def read_call(

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pyro_amortize.densities import Density, SplineFlowDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
-from pyro_amortize.guides.call import CallValues, read_call, read_call_data
+from pyro_amortize.guides.call import CallValues, check_call, read_call, read_call_data
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
 from pyro_amortize.guides.specifications import check_specifications, resolve_specifications
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
-from pyro_amortize.observations import check_observations, check_settings
-from pyro_amortize.reading import InputPlates, Parents, read_settings, read_structure
+from pyro_amortize.observations import check_observations
+from pyro_amortize.reading import InputPlates, Parents, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
@@ -276,7 +276,7 @@ class AmortizedGuide(PyroModule):
         Raises:
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
-        check_settings(self.structure, read_settings(self.model, args, kwargs, self.sizes))
+        check_call(self.model, self.structure, args, kwargs, self.sizes)
         if observations is None:
             observations = self._observations
         if observations is None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_amortize.checks import bound_arguments, check_indices, read_data
-from pyro_amortize.observations import data_plate_sizes
+from pyro_amortize.checks import bound_arguments, check_indices, index_argument_problems, read_data
+from pyro_amortize.observations import check_settings, data_plate_sizes
+from pyro_amortize.reading import read_settings
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import is_taken, plate_sizes
 
@@ -27,6 +28,28 @@ class CallValues:
     inputs: Mapping[str, Any]
     indices: Mapping[str, Tensor]
     sizes: Mapping[str, int]
+
+
+def check_call(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sizes: Mapping[str, str],
+) -> None:
+    """Raise a ValueError if arguments of a call are not what the guide was made for.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        sizes: For each argument that is a plate size, that plate.
+    """
+    check_settings(structure, read_settings(model, args, kwargs, sizes))
+    arguments = bound_arguments(model, args, kwargs).arguments
+    for problem in index_argument_problems(arguments, structure.groups, sizes):
+        raise ValueError(problem)
 
 
 def read_call(

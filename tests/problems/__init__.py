@@ -13,6 +13,8 @@ Each problem is a frozen dataclass with
 
 from tests.problems.beta_binomial import BetaBinomial
 from tests.problems.conjugate_normal import ConjugateNormal
+from tests.problems.crossed_effects import CrossedEffects
+from tests.problems.grouped_normal import GroupedNormal
 from tests.problems.hierarchical_normal import HierarchicalNormal
 from tests.problems.linear_gaussian import LinearGaussian
 from tests.problems.normal_unknown_scale import NormalUnknownScale
@@ -21,6 +23,8 @@ from tests.problems.two_mode_sign import TwoModeSign
 PROBLEMS = {
     "beta_binomial": BetaBinomial(),
     "conjugate_normal": ConjugateNormal(),
+    "crossed_effects": CrossedEffects(),
+    "grouped_normal": GroupedNormal(),
     "hierarchical_normal": HierarchicalNormal(),
     "linear_gaussian_2": LinearGaussian(dim=2),
     "linear_gaussian_10": LinearGaussian(dim=10),
@@ -32,6 +36,8 @@ __all__ = [
     "PROBLEMS",
     "BetaBinomial",
     "ConjugateNormal",
+    "CrossedEffects",
+    "GroupedNormal",
     "HierarchicalNormal",
     "LinearGaussian",
     "NormalUnknownScale",

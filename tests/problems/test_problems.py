@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.integrate import dblquad, quad
-from scipy.stats import binom, invgamma, kstest, multivariate_normal, norm
+from scipy.stats import binom, halfnorm, invgamma, kstest, multivariate_normal, norm
 
 from amortize_diagnostics import expected_gap
 from tests.problems import PROBLEMS
@@ -32,7 +32,17 @@ def log_joint(problem, name, latents, observations):
         p, k = latents["p"], observations["k"]
         prior = np.log(30 * p * (1 - p) ** 4)  # Beta(2, 5)
         return prior + binom.logpmf(k, problem.total, p)
+    if name == "crossed_effects":
+        a, b, y = latents["a"], latents["b"], observations["y"]
+        prior = norm.logpdf(a).sum((1, 2)) + norm.logpdf(b).sum(1)
+        return prior + norm.logpdf(y, a + b[:, None], problem.noise).sum((1, 2))
     mu, theta, y = latents["mu"], latents["theta"], observations["y"]
+    if name == "grouped_normal":
+        tau = latents["tau"]
+        prior = norm.logpdf(mu) + halfnorm.logpdf(tau)
+        prior += norm.logpdf(theta, mu[:, None], tau[:, None]).sum(1)
+        rows = [norm.logpdf(y[:, n], theta[:, g], 1.0) for n, g in enumerate(problem.group)]
+        return prior + np.sum(rows, axis=0)
     local = norm.logpdf(theta, mu[:, None], problem.tau) + norm.logpdf(y, theta, problem.noise)
     return norm.logpdf(mu) + local.sum(1)
 
