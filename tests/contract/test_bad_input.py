@@ -26,8 +26,11 @@ def refusal(host, name, *args, observed="y", **options):
         ("conjugate_normal", {"observed": "w"}, "observed site 'w': the model has no such site"),
         ("no_latent", {}, "the model has no latent site"),
         ("improper", {}, "site 'z': its prior is improper"),
+        ("improper_rows", {}, "site 'z': its prior is improper"),
         ("discrete_latent", {}, "site 'z': a guide cannot yet map its support"),
         ("uncovered_batch", {}, r"site 'z': batch shape (3,) is not covered by plates"),
+        ("uncovered_single", {}, r"site 'z': batch shape (1,) is not covered by plates"),
+        ("uncovered_data", {}, r"site 'y': batch shape (3,) is not covered by plates"),
         ("moving_support", {}, "site 'u': its support changes with other latents"),
         ("elementwise_bounds", {}, "site 'u': its bounds differ between plate elements"),
         ("summed_plate", {"observed": ("y", "total")}, "outside the plate. Write 'u' as one"),
@@ -36,17 +39,20 @@ def refusal(host, name, *args, observed="y", **options):
         ("crossed", {}, "crossed plates are not supported"),
         ("masked", {}, "site 'y': masked sites are not supported"),
         ("masked_by_handler", {}, "site 'y': masked sites are not supported"),
+        ("masked_whole", {"observed": "x"}, "site 'z': masked sites are not supported"),
+        ("masked_whole", {"observed": "x"}, "site 'x': masked sites are not supported"),
+        ("masked_inside_event", {}, "site 'y': masked sites are not supported"),
         ("scaled", {}, "site 'y': scaled sites are not supported"),
         ("subsampled", {}, "plate 'rows': subsampling (3 of 6) is not supported"),
         (
             "conjugate_normal",
             {"observed": "x", "inputs": {"w": None}},
-            "input 'w': the call has no",
+            "input 'w': the model has no such argument; it has ['x']",
         ),
         (
             "conjugate_normal",
             {"observed": "x", "sizes": {"w": "rows"}},
-            "sizes 'w': the call has no",
+            "sizes 'w': the model has no such argument; it has ['x']",
         ),
         (
             "hierarchical_normal",
@@ -78,6 +84,14 @@ def test_input_of_another_shape_or_type(host):
     features = host.array(np.random.default_rng(0).normal(size=(7, 3)))
     message = refusal(host, "linear_regression", features, inputs={"features": "coefficients"})
     assert "input 'features': expected leading shape (3,)" in message
+    square = {"inputs": {"features": "coefficients"}}
+    message = refusal(host, "linear_regression", features[:3], **square)
+    assert "input 'features': no observed site carries its plates ['coefficients']" in message
+
+
+def test_input_left_at_a_default_that_is_no_array(host):
+    message = refusal(host, "hierarchical_normal", inputs={"y": "groups"})
+    assert "input 'y': expected an array, got NoneType; pass one in this call" in message
 
 
 def test_size_of_an_unknown_plate(host):
@@ -202,6 +216,14 @@ def test_plain_argument_that_changes(host):
         guide.find_observations((), {"num_groups": 5}, {"y": np.zeros(5)})
 
 
+def test_plain_argument_left_at_its_default_is_fixed_too(host):
+    guide = host.guide(host.models.hierarchical_normal, observed="y").setup()
+    with pytest.raises(ValueError, match="argument 'num_groups': expected 8"):
+        guide.find_observations((), {"num_groups": 5}, {"y": np.zeros(5)})
+    data = {"y": np.zeros(8)}
+    assert guide.find_observations((), {"num_groups": 8}, data)["y"].shape == (8,)
+
+
 def test_nan_in_five_percent_of_the_simulations(host):
     model = host.models.sometimes_nan
     guide = host.guide(model, observed="y")
@@ -288,6 +310,14 @@ def test_loss_that_is_not_finite_names_the_step_and_the_site(host):
     guide = host.guide(model, observed="y")
     with pytest.raises(FloatingPointError, match=r"step \d+: the loss is not finite, at sites"):
         host.fit(model, guide, host.package.NPE(16), num_steps=60, learning_rate=1e12)
+
+
+def test_saving_before_any_call(host, tmp_path):
+    model = host.models.conjugate_normal
+    amortized = host.package.AmortizedPosterior(model, host.guide(model, observed="x"))
+    with pytest.raises(RuntimeError, match=r"AmortizedGuide: .*call guide.setup\(\*args"):
+        amortized.save(tmp_path / "guide.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """`fit`, NPE and `simulate`: what they report and what they leave alone."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 
 def test_history(host):
@@ -126,6 +128,41 @@ def test_sizes_and_settings_are_told_apart(host):
     assert guide.structure.settings == {}
     draws = host.sample(amortized.at(host.array(np.zeros(5)), 5), 10)
     assert draws["theta"].shape == (10, 5)
+
+
+def test_a_size_left_at_its_default(host):
+    model = host.models.hierarchical_normal
+    guide = host.guide(model, observed="y", sizes={"num_groups": "groups"}).setup()
+    assert guide.structure.settings == {}
+    found = guide.find_observations((), {"num_groups": 5}, {"y": np.zeros(5)})
+    assert found["y"].shape == (5,)
+
+
+def test_an_input_left_at_its_default(host):
+    """`functools.partial` makes a default of an argument."""
+    x = np.linspace(-1, 1, 5)
+    model = partial(host.models.Regression(), x=host.array(x))
+    guide = host.guide(model, observed="y", inputs={"x": "rows"}).setup()
+    assert [(item.name, item.plates) for item in guide.structure.inputs] == [("x", ("rows",))]
+    posterior = host.untrained(model, guide).at(y=host.array(x))
+    assert host.sample(posterior, 10)["intercept"].shape == (10,)
+
+
+@pytest.mark.parametrize("kind", ["module", "object", "partial"])
+def test_models_that_are_no_functions(host, kind, tmp_path):
+    """y - x ~ Normal(intercept, 1): the evidence is that of one multivariate normal."""
+    model = host.models.regression_as(kind)
+    x, y = np.linspace(-1, 1, 5), np.array([-0.3, 0.9, 0.2, 1.5, 1.1])
+    guide = host.guide(model, observed="y", inputs={"x": "rows"})
+    amortized = host.untrained(model, guide, host.array(x))
+    posterior = amortized.at(host.array(x), y=host.array(y))
+    exact = multivariate_normal(np.zeros(5), np.eye(5) + 1).logpdf(y - x)
+    summary = host.importance_sample(posterior, 4000).summary
+    assert summary.log_evidence_se < 0.05
+    assert abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se
+    amortized.save(tmp_path / "guide.safetensors")
+    loaded = host.package.AmortizedPosterior.load(tmp_path / "guide.safetensors", model)
+    assert loaded.guide.structure == guide.structure
 
 
 def test_deterministic_sites_and_data_come_back_in_the_hosts_layout(host):
