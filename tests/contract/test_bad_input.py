@@ -293,6 +293,12 @@ def test_sampler_of_arguments_of_another_type(host):
         host.fit(model, host.guide(model, observed="x"), objective, num_steps=1)
 
 
+def test_arguments_of_an_objective_without_a_sampler(host):
+    keys = (host.key(0),) if host.name == "numpyro" else ()
+    with pytest.raises(ValueError, match="model_args: this objective has no sampler of arguments"):
+        host.package.NPE(8).draw_arguments(*keys)
+
+
 def test_guide_that_cannot_score(host):
     check = host.module("objectives.npe").check_guide
     with pytest.raises(TypeError, match="NPE needs a guide that scores given latents"):
@@ -385,6 +391,9 @@ def test_a_conditional_site_that_changes_its_family(host):
     assert guide.structure.site("u").is_conditional
     with pytest.raises(ValueError, match="site 'u': expected the location-scale distribution"):
         score(model, ("other",), {}, "u", {"mu": host.array(np.zeros(2))}, 1)
+    posterior = host.untrained(model, guide, None).at("other", y=host.array(np.zeros(3)))
+    with pytest.raises(ValueError, match="site 'u': expected the location-scale distribution"):
+        host.sample(posterior, 3)
 
 
 def test_model_that_cannot_be_vectorised_falls_back_to_the_loop(host):

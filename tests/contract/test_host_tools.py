@@ -417,6 +417,20 @@ def test_pyro_right_deterministic_sites_of_a_plate_pass_the_row_check(pyro_host)
     np.testing.assert_allclose(draws["theta"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_pyro_plate_open_where_the_model_has_its_own(pyro_host):
+    """The host's vectorised particles without max_plate_nesting, say."""
+    import pyro
+
+    host = pyro_host
+    model = host.models.conjugate_normal
+    guide = host.guide(model, observed="x").setup()
+    with (
+        pyro.plate("particles", 6, dim=-1),
+        pytest.raises(ValueError, match="cannot be read while the host keeps a plate open"),
+    ):
+        guide(host.array(X))
+
+
 def test_pyro_store_of_another_guide_is_refused(pyro_host):
     import pyro
 

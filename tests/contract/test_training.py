@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
+from tests import backends
+from tests.conftest import require
+
 
 def test_history(host):
     model = host.models.conjugate_normal
@@ -100,6 +103,34 @@ def test_loop_and_vectorised_simulations_have_one_law(host):
         first, second = np.asarray(loop[name]), np.asarray(fast[name])
         assert first.shape[1:] == second.shape[1:]
         assert abs(first.std() / second.std() - 1) < 0.15, name
+
+
+def test_pyro_npe_of_a_model_that_cannot_be_vectorised(monkeypatch):
+    """One bank by the loop, with a warning; it must be finite like any simulation."""
+    require("pyro")
+    host = backends.host("pyro")
+    monkeypatch.setattr(host.module("objectives.npe"), "_BANK_SIZE", 60)
+    model = host.models.python_branch
+    objective = host.package.NPE(16)
+    with pytest.warns(UserWarning, match="so 60 simulations are made once, one by one") as caught:
+        host.fit(model, host.guide(model, observed="y"), objective, num_steps=3)
+    assert len(caught) == 1
+    assert len(objective.simulations) == 60
+
+    def half_nan(y=None):
+        import pyro
+        import pyro.distributions as dist
+
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        mean = z if z > 0 else z * np.nan
+        pyro.sample("y", dist.Normal(mean, 1.0, validate_args=False), obs=y)
+
+    guide = host.guide(half_nan, observed="y").setup()
+    with (
+        pytest.warns(UserWarning, match="so 60 simulations are made once"),
+        pytest.raises(ValueError, match=r"simulations are not finite in runs \(of 60\)"),
+    ):
+        host.package.NPE(16).differentiable_loss(half_nan, guide)
 
 
 def test_parameters_of_the_model_train_under_a_bound_but_not_under_npe(host):
