@@ -375,6 +375,13 @@ def flaky_family(flag, y=None):
         pyro.sample("y", dist.Normal(u, 1.0), obs=y)
 
 
+def with_own_check(y=None):
+    if y is not None and y < 0:
+        raise ValueError("the model's own complaint")
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.LogNormal(z, 1.0), obs=y)
+
+
 def python_branch(y=None):
     """Cannot be traced or vectorised: it branches in Python on a drawn value."""
     z = pyro.sample("z", dist.Normal(0.0, 1.0))

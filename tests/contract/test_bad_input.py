@@ -36,7 +36,8 @@ def refusal(host, name, *args, observed="y", **options):
         ("summed_plate", {"observed": ("y", "total")}, "outside the plate. Write 'u' as one"),
         ("summed_inside", {}, "depend on each other: changing the first one changes site 'y'"),
         ("hidden_constant", {}, "plate 'rows': its elements are not exchangeable at site 'y'"),
-        ("crossed", {}, "crossed plates are not supported"),
+        ("crossed", {}, "site 'a': depends on 'b', whose plates ['right'] are not among"),
+        ("crossed", {}, "site 'b': no observed site has features on exactly its plates"),
         ("masked", {}, "site 'y': masked sites are not supported"),
         ("masked_by_handler", {}, "site 'y': masked sites are not supported"),
         ("masked_whole", {"observed": "x"}, "site 'z': masked sites are not supported"),
@@ -202,6 +203,13 @@ def test_data_that_are_not_whole_at_a_discrete_site(host):
         amortized.at(k=host.array(np.array(2.5)))
 
 
+def test_an_error_of_the_model_itself_passes_through(host):
+    model = host.models.with_own_check
+    amortized = host.untrained(model, host.guide(model, observed="y"))
+    with pytest.raises(ValueError, match="the model's own complaint"):
+        amortized.at(y=host.array(np.array(-1.0)))
+
+
 def test_observed_sites_that_disagree_on_a_size(host):
     guide = host.guide(host.models.paired_rows, observed=("a", "b")).setup()
     data = {"a": np.zeros(3), "b": np.zeros(4)}
@@ -348,6 +356,13 @@ def test_file_of_another_model(host, saved):
         load(saved, host.models.nested_groups)
     with pytest.raises(ValueError, match="belongs to another model than the given one"):
         load(saved, host.models.no_latent)
+
+
+def test_file_of_a_model_with_other_sites_of_the_same_names(host, tmp_path):
+    model, path = host.models.conjugate_normal, tmp_path / "guide.safetensors"
+    host.untrained(model, host.guide(model, observed="x")).save(path)
+    with pytest.raises(ValueError, match=r"(?s)belongs to another model.*latents 'z': expected"):
+        host.package.AmortizedPosterior.load(path, host.models.linear_gaussian_2)
 
 
 def test_file_of_a_newer_format(host, saved):
