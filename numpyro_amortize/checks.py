@@ -23,7 +23,15 @@ _KEY = 20260101
 def bound_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> inspect.BoundArguments:
-    """The model's arguments by name, without defaults."""
+    """The model's arguments by name, with the defaults of those that the call leaves out."""
+    bound = _given_arguments(model, args, kwargs)
+    bound.apply_defaults()
+    return bound
+
+
+def _given_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
     return inspect.signature(model).bind(*args, **kwargs)
 
 
@@ -118,7 +126,10 @@ def read_data(
     return {
         name: _spread(jnp.asarray(site["value"]), site["fn"].shape())
         for name, site in trace.items()
-        if site["type"] == "sample" and site["is_observed"] and site["value"] is not None
+        if site["type"] == "sample"
+        and site["is_observed"]
+        and site["value"] is not None
+        and not is_factor(site)
     }
 
 
@@ -145,7 +156,7 @@ def argument_problems(
     Returns:
         One message per problem.
     """
-    bound = bound_arguments(model, args, kwargs)
+    bound = _given_arguments(model, args, kwargs)  # a default is part of the model
     key = jax.random.key(_KEY)
     simulated = site_values(run_model(model, args, kwargs, key))
     data = read_data(model, args, kwargs)

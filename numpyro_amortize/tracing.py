@@ -12,6 +12,7 @@ from jax import Array
 from numpyro import handlers
 
 Trace = dict[str, dict[str, Any]]
+_WRAPPERS = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
 _LOCATION_SCALE = (
     dist.Normal,
     dist.LogNormal,
@@ -79,9 +80,18 @@ def is_factor(site: Mapping[str, Any]) -> bool:
 
 def base_distribution(fn: Any) -> Any:
     """A distribution without its independent, expanded and masked wrappers."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+    while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
     return fn
+
+
+def is_masked(fn: Any) -> bool:
+    """Whether a distribution is masked, inside or outside its other wrappers."""
+    while isinstance(fn, _WRAPPERS):
+        if isinstance(fn, dist.MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return False
 
 
 def location_scale(fn: Any) -> tuple[Array, Array] | None:

@@ -21,7 +21,15 @@ _SEED = 20260101
 def bound_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> inspect.BoundArguments:
-    """The model's arguments by name, without defaults."""
+    """The model's arguments by name, with the defaults of those that the call leaves out."""
+    bound = _given_arguments(model, args, kwargs)
+    bound.apply_defaults()
+    return bound
+
+
+def _given_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
     named = getattr(model, "forward", model)  # a module's own call takes anything
     return inspect.signature(named).bind(*args, **kwargs)
 
@@ -145,7 +153,7 @@ def argument_problems(
     Returns:
         One message per problem.
     """
-    bound = bound_arguments(model, args, kwargs)
+    bound = _given_arguments(model, args, kwargs)  # a default is part of the model
     simulated = _simulated(model, args, kwargs)
     data = read_data(model, args, kwargs)
     problems = []

@@ -31,6 +31,7 @@ from pyro_amortize.tracing import (
     Trace,
     base_distribution,
     is_factor,
+    is_masked,
     location_scale,
     run_model,
     seeded,
@@ -261,12 +262,28 @@ def _site_problems(sites: Trace, observed: tuple[str, ...], data: Mapping[str, A
         if name in sites and name not in observed
     ]
     for name, site in sites.items():
-        is_masked = site["mask"] is not None and not torch.all(torch.as_tensor(site["mask"]))
-        if is_masked or isinstance(site["fn"], dist.MaskedDistribution):
+        has_mask = site["mask"] is not None and not torch.all(torch.as_tensor(site["mask"]))
+        if has_mask or is_masked(site["fn"]):
             problems.append(f"site '{name}': masked sites are not supported; drop masked rows")
         if site["scale"] is not None and not torch.all(torch.as_tensor(site["scale"]) == 1.0):
             problems.append(f"site '{name}': scaled sites are not supported; remove the handler")
+        if _is_uncovered(site):
+            problems.append(
+                f"site '{name}': batch shape {tuple(site['fn'].batch_shape)} is not covered by "
+                "plates. Use a plate, or .to_event() if its elements are one vector"
+            )
     return problems
+
+
+def _is_uncovered(site: Mapping[str, Any]) -> bool:
+    """Whether a site has batch dimensions, of whatever size, that belong to no plate."""
+    batch_shape = tuple(site["fn"].batch_shape)
+    dims = {frame.dim for frame in site["cond_indep_stack"]}
+    depth = max((-dim for dim in dims), default=0)
+    return len(batch_shape) > depth or any(
+        size > 1 and dim not in dims
+        for dim, size in zip(range(-len(batch_shape), 0), batch_shape, strict=True)
+    )
 
 
 def _read_plates(
@@ -371,13 +388,6 @@ def _read_latents(
                 f"site '{name}': its support changes with other latents. Write it as a "
                 "transformation of a site with a fixed support"
             )
-        if len(fn.batch_shape) > len(site["cond_indep_stack"]) and any(
-            size > 1 for size in _uncovered(fn.batch_shape, site["cond_indep_stack"])
-        ):
-            problems.append(
-                f"site '{name}': batch shape {tuple(fn.batch_shape)} is not covered by plates. "
-                "Use a plate, or .to_event() if its elements are one vector"
-            )
         if _bounds_ndim(support) > len(event_shape):
             problems.append(
                 f"site '{name}': its bounds differ between plate elements. Write it as a "
@@ -393,15 +403,6 @@ def _read_latents(
             )
         )
     return infos, problems
-
-
-def _uncovered(batch_shape: Sequence[int], frames: Sequence[Any]) -> list[int]:
-    dims = {frame.dim for frame in frames}
-    return [
-        size
-        for dim, size in zip(range(-len(batch_shape), 0), batch_shape, strict=True)
-        if dim not in dims
-    ]
 
 
 def _bounds_ndim(support: Support) -> int:
@@ -446,18 +447,21 @@ def _read_inputs(
     infos, problems = [], []
     for name, plate in sizes.items():
         if name not in arguments:
-            problems.append(f"sizes '{name}': the call has no such argument")
+            problems.append(
+                f"sizes '{name}': the model has no such argument; it has {list(arguments)}"
+            )
         elif plate not in plates:
             problems.append(f"sizes '{name}': no site is in a plate called '{plate}'")
     for name, declared in inputs.items():
         along = (declared,) if isinstance(declared, str) else tuple(declared or ())
         if name not in arguments:
             problems.append(
-                f"input '{name}': the call has no such argument; it has {list(arguments)}"
+                f"input '{name}': the model has no such argument; it has {list(arguments)}"
             )
         elif not is_array(arguments[name]):
             problems.append(
-                f"input '{name}': expected an array, got {type(arguments[name]).__name__}"
+                f"input '{name}': expected an array, got {type(arguments[name]).__name__}; "
+                "pass one in this call"
             )
         elif missing := [plate for plate in along if plate not in plates]:
             problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")

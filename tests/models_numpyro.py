@@ -1,5 +1,8 @@
 """The test models in NumPyro; `models_pyro.py` has the same functions."""
 
+from functools import partial
+
+import equinox as eqx
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -111,6 +114,55 @@ def nested_groups(y=None):
             numpyro.sample("y", dist.Normal(level, 0.5), obs=y)
 
 
+def two_locals(y=None):
+    """Two latents in one plate, one of them positive."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", 4, dim=-1):
+        level = numpyro.sample("level", dist.Normal(mu, 1.0))
+        spread = numpyro.sample("spread", dist.LogNormal(0.0, 0.3))
+        numpyro.sample("y", dist.Normal(level, spread), obs=y)
+
+
+MIXTURE_WEIGHTS = (0.3, 0.7)
+MIXTURE_SCALE = 0.3
+
+
+def mixture_priors(y=None):
+    """A global and a local latent with two components each."""
+    kinds = dist.Categorical(jnp.array(MIXTURE_WEIGHTS))
+    components = dist.LogNormal(jnp.array([0.0, 1.0]), MIXTURE_SCALE)
+    u = numpyro.sample("u", dist.MixtureSameFamily(kinds, components))
+    with numpyro.plate("rows", 3, dim=-1):
+        components = dist.Normal(u[..., None] + jnp.array([0.0, 1.0]), MIXTURE_SCALE)
+        v = numpyro.sample("v", dist.MixtureSameFamily(kinds, components))
+        numpyro.sample("y", dist.Normal(v, 1.0), obs=y)
+
+
+class RegressionModule(eqx.Module):
+    """A model that is a module of the library that networks are written in."""
+
+    noise: float = 1.0
+
+    def __call__(self, x, y=None):
+        Regression()(x, y)
+
+
+class Regression:
+    """A model that is an object of a plain class."""
+
+    def __call__(self, x, y=None, *, noise=1.0):
+        intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", len(x), dim=-1):
+            numpyro.sample("y", dist.Normal(intercept + x, noise), obs=y)
+
+
+def regression_as(kind):
+    """The same model as another kind of callable."""
+    if kind == "partial":
+        return partial(Regression(), noise=1.0)
+    return {"module": RegressionModule, "object": Regression}[kind]()
+
+
 SUPPORTS = {
     "real": lambda: dist.Normal(1.0, 2.0),
     "positive": lambda: dist.Gamma(3.0, 1.0),
@@ -188,6 +240,22 @@ def uncovered_batch(y=None):
     numpyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
 
 
+def uncovered_single(y=None):
+    z = numpyro.sample("z", dist.Normal(jnp.zeros(1), 1.0))
+    numpyro.sample("y", dist.Normal(z[..., 0], 1.0), obs=y)
+
+
+def uncovered_data(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z * jnp.ones(3), 1.0), obs=y)
+
+
+def improper_rows(y=None):
+    with numpyro.plate("rows", 3, dim=-1):
+        z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
 def moving_support(y=None):
     z = numpyro.sample("z", dist.LogNormal(0.0, 1.0))
     u = numpyro.sample("u", dist.Uniform(0.0, z))
@@ -255,6 +323,15 @@ def masked_by_handler(y=None):
         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
+masked_whole = numpyro.handlers.mask(conjugate_normal, mask=jnp.zeros((), bool))
+
+
+def masked_inside_event(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    rows = dist.Normal(z, 1.0).expand([3]).mask(jnp.array([True, True, False]))
+    numpyro.sample("y", rows.to_event(1), obs=y)
+
+
 def scaled(y=None):
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
     with numpyro.handlers.scale(scale=2.0):
@@ -296,6 +373,13 @@ def flaky_family(flag, y=None):
         numpyro.sample("y", dist.Normal(u, 1.0), obs=y)
 
 
+def with_own_check(y=None):
+    if y is not None and y < 0:
+        raise ValueError("the model's own complaint")
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.LogNormal(z, 1.0), obs=y)
+
+
 def python_branch(y=None):
     """Cannot be traced or vectorised: it branches in Python on a drawn value."""
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
@@ -308,6 +392,15 @@ def cross_plate_sum(y=None):
     with numpyro.plate("parts", 3, dim=-1):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
     numpyro.sample("y", dist.Normal(a.sum(), 1.0), obs=y)
+
+
+def reduced_deterministic(y=None):
+    """The same reduction in a deterministic site, which no density reads."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1):
+        a = numpyro.sample("a", dist.Normal(mu, 1.0))
+        numpyro.deterministic("share", a / a.sum())
+        numpyro.sample("y", dist.Normal(a, 1.0), obs=y)
 
 
 def paired_rows(a=None, b=None):

@@ -1,9 +1,12 @@
 """The test models in Pyro; `models_pyro.py` has the same functions."""
 
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import OrderedTransform
+from pyro.nn import PyroModule, PyroParam, PyroSample
 
 from tests.problems import PROBLEMS
 
@@ -111,6 +114,60 @@ def nested_groups(y=None):
             pyro.sample("y", dist.Normal(level, 0.5), obs=y)
 
 
+def two_locals(y=None):
+    """Two latents in one plate, one of them positive."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 4, dim=-1):
+        level = pyro.sample("level", dist.Normal(mu, 1.0))
+        spread = pyro.sample("spread", dist.LogNormal(0.0, 0.3))
+        pyro.sample("y", dist.Normal(level, spread), obs=y)
+
+
+MIXTURE_WEIGHTS = (0.3, 0.7)
+MIXTURE_SCALE = 0.3
+
+
+def mixture_priors(y=None):
+    """A global and a local latent with two components each."""
+    kinds = dist.Categorical(torch.tensor(MIXTURE_WEIGHTS))
+    components = dist.LogNormal(torch.tensor([0.0, 1.0]), MIXTURE_SCALE)
+    u = pyro.sample("u", dist.MixtureSameFamily(kinds, components))
+    with pyro.plate("rows", 3, dim=-1):
+        components = dist.Normal(u[..., None] + torch.tensor([0.0, 1.0]), MIXTURE_SCALE)
+        v = pyro.sample("v", dist.MixtureSameFamily(kinds, components))
+        pyro.sample("y", dist.Normal(v, 1.0), obs=y)
+
+
+class RegressionModule(PyroModule):
+    """A model with a parameter and a prior among its attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise = PyroParam(torch.tensor(1.0), constraint=dist.constraints.positive)
+        self.intercept = PyroSample(dist.Normal(0.0, 1.0))
+
+    def forward(self, x, y=None):
+        intercept = self.intercept
+        with pyro.plate("rows", len(x), dim=-1):
+            pyro.sample("y", dist.Normal(intercept + x, self.noise), obs=y)
+
+
+class Regression:
+    """A model that is an object of a plain class."""
+
+    def __call__(self, x, y=None, *, noise=1.0):
+        intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x), dim=-1):
+            pyro.sample("y", dist.Normal(intercept + x, noise), obs=y)
+
+
+def regression_as(kind):
+    """The same model as another kind of callable."""
+    if kind == "partial":
+        return partial(Regression(), noise=1.0)
+    return {"module": RegressionModule, "object": Regression}[kind]()
+
+
 SUPPORTS = {
     "real": lambda: dist.Normal(1.0, 2.0),
     "positive": lambda: dist.Gamma(3.0, 1.0),
@@ -188,6 +245,22 @@ def uncovered_batch(y=None):
     pyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
 
 
+def uncovered_single(y=None):
+    z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0))
+    pyro.sample("y", dist.Normal(z[..., 0], 1.0), obs=y)
+
+
+def uncovered_data(y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z * torch.ones(3), 1.0), obs=y)
+
+
+def improper_rows(y=None):
+    with pyro.plate("rows", 3, dim=-1):
+        z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
 def moving_support(y=None):
     z = pyro.sample("z", dist.LogNormal(0.0, 1.0))
     u = pyro.sample("u", dist.Uniform(0.0, z))
@@ -252,6 +325,15 @@ def masked_by_handler(y=None):
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
+masked_whole = pyro.poutine.mask(conjugate_normal, mask=torch.zeros((), dtype=torch.bool))
+
+
+def masked_inside_event(y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    rows = dist.Normal(z, 1.0).expand([3]).mask(torch.tensor([True, True, False]))
+    pyro.sample("y", rows.to_event(1), obs=y)
+
+
 def scaled(y=None):
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
     with pyro.poutine.scale(scale=2.0):
@@ -293,6 +375,13 @@ def flaky_family(flag, y=None):
         pyro.sample("y", dist.Normal(u, 1.0), obs=y)
 
 
+def with_own_check(y=None):
+    if y is not None and y < 0:
+        raise ValueError("the model's own complaint")
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.LogNormal(z, 1.0), obs=y)
+
+
 def python_branch(y=None):
     """Cannot be traced or vectorised: it branches in Python on a drawn value."""
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -305,6 +394,15 @@ def cross_plate_sum(y=None):
     with pyro.plate("parts", 3, dim=-1):
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(a.sum(), 1.0), obs=y)
+
+
+def reduced_deterministic(y=None):
+    """The same reduction in a deterministic site, which no density reads."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 3, dim=-1):
+        a = pyro.sample("a", dist.Normal(mu, 1.0))
+        pyro.deterministic("share", a / a.sum())
+        pyro.sample("y", dist.Normal(a, 1.0), obs=y)
 
 
 def paired_rows(a=None, b=None):

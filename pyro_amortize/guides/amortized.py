@@ -107,8 +107,8 @@ class AmortizedGuide(PyroModule):
 
     @property
     def is_vectorized(self) -> bool:
-        """Whether the model runs under outer plates, decided at set-up."""
-        return self.vectorization_problem is None
+        """Whether the model runs under outer plates, decided at set-up; until then not."""
+        return self.setup_call is not None and self.vectorization_problem is None
 
     @property
     def structure(self) -> ModelStructure:

@@ -26,27 +26,34 @@ def refusal(host, name, *args, observed="y", **options):
         ("conjugate_normal", {"observed": "w"}, "observed site 'w': the model has no such site"),
         ("no_latent", {}, "the model has no latent site"),
         ("improper", {}, "site 'z': its prior is improper"),
+        ("improper_rows", {}, "site 'z': its prior is improper"),
         ("discrete_latent", {}, "site 'z': a guide cannot yet map its support"),
         ("uncovered_batch", {}, r"site 'z': batch shape (3,) is not covered by plates"),
+        ("uncovered_single", {}, r"site 'z': batch shape (1,) is not covered by plates"),
+        ("uncovered_data", {}, r"site 'y': batch shape (3,) is not covered by plates"),
         ("moving_support", {}, "site 'u': its support changes with other latents"),
         ("elementwise_bounds", {}, "site 'u': its bounds differ between plate elements"),
         ("summed_plate", {"observed": ("y", "total")}, "outside the plate. Write 'u' as one"),
         ("summed_inside", {}, "depend on each other: changing the first one changes site 'y'"),
         ("hidden_constant", {}, "plate 'rows': its elements are not exchangeable at site 'y'"),
-        ("crossed", {}, "crossed plates are not supported"),
+        ("crossed", {}, "site 'a': depends on 'b', whose plates ['right'] are not among"),
+        ("crossed", {}, "site 'b': no observed site has features on exactly its plates"),
         ("masked", {}, "site 'y': masked sites are not supported"),
         ("masked_by_handler", {}, "site 'y': masked sites are not supported"),
+        ("masked_whole", {"observed": "x"}, "site 'z': masked sites are not supported"),
+        ("masked_whole", {"observed": "x"}, "site 'x': masked sites are not supported"),
+        ("masked_inside_event", {}, "site 'y': masked sites are not supported"),
         ("scaled", {}, "site 'y': scaled sites are not supported"),
         ("subsampled", {}, "plate 'rows': subsampling (3 of 6) is not supported"),
         (
             "conjugate_normal",
             {"observed": "x", "inputs": {"w": None}},
-            "input 'w': the call has no",
+            "input 'w': the model has no such argument; it has ['x']",
         ),
         (
             "conjugate_normal",
             {"observed": "x", "sizes": {"w": "rows"}},
-            "sizes 'w': the call has no",
+            "sizes 'w': the model has no such argument; it has ['x']",
         ),
         (
             "hierarchical_normal",
@@ -78,6 +85,14 @@ def test_input_of_another_shape_or_type(host):
     features = host.array(np.random.default_rng(0).normal(size=(7, 3)))
     message = refusal(host, "linear_regression", features, inputs={"features": "coefficients"})
     assert "input 'features': expected leading shape (3,)" in message
+    square = {"inputs": {"features": "coefficients"}}
+    message = refusal(host, "linear_regression", features[:3], **square)
+    assert "input 'features': no observed site carries its plates ['coefficients']" in message
+
+
+def test_input_left_at_a_default_that_is_no_array(host):
+    message = refusal(host, "hierarchical_normal", inputs={"y": "groups"})
+    assert "input 'y': expected an array, got NoneType; pass one in this call" in message
 
 
 def test_size_of_an_unknown_plate(host):
@@ -188,6 +203,13 @@ def test_data_that_are_not_whole_at_a_discrete_site(host):
         amortized.at(k=host.array(np.array(2.5)))
 
 
+def test_an_error_of_the_model_itself_passes_through(host):
+    model = host.models.with_own_check
+    amortized = host.untrained(model, host.guide(model, observed="y"))
+    with pytest.raises(ValueError, match="the model's own complaint"):
+        amortized.at(y=host.array(np.array(-1.0)))
+
+
 def test_observed_sites_that_disagree_on_a_size(host):
     guide = host.guide(host.models.paired_rows, observed=("a", "b")).setup()
     data = {"a": np.zeros(3), "b": np.zeros(4)}
@@ -200,6 +222,14 @@ def test_plain_argument_that_changes(host):
     guide = host.guide(model, observed="y").setup(num_groups=8)
     with pytest.raises(ValueError, match="argument 'num_groups': expected 8"):
         guide.find_observations((), {"num_groups": 5}, {"y": np.zeros(5)})
+
+
+def test_plain_argument_left_at_its_default_is_fixed_too(host):
+    guide = host.guide(host.models.hierarchical_normal, observed="y").setup()
+    with pytest.raises(ValueError, match="argument 'num_groups': expected 8"):
+        guide.find_observations((), {"num_groups": 5}, {"y": np.zeros(5)})
+    data = {"y": np.zeros(8)}
+    assert guide.find_observations((), {"num_groups": 8}, data)["y"].shape == (8,)
 
 
 def test_nan_in_five_percent_of_the_simulations(host):
@@ -271,6 +301,12 @@ def test_sampler_of_arguments_of_another_type(host):
         host.fit(model, host.guide(model, observed="x"), objective, num_steps=1)
 
 
+def test_arguments_of_an_objective_without_a_sampler(host):
+    keys = (host.key(0),) if host.name == "numpyro" else ()
+    with pytest.raises(ValueError, match="model_args: this objective has no sampler of arguments"):
+        host.package.NPE(8).draw_arguments(*keys)
+
+
 def test_guide_that_cannot_score(host):
     check = host.module("objectives.npe").check_guide
     with pytest.raises(TypeError, match="NPE needs a guide that scores given latents"):
@@ -288,6 +324,14 @@ def test_loss_that_is_not_finite_names_the_step_and_the_site(host):
     guide = host.guide(model, observed="y")
     with pytest.raises(FloatingPointError, match=r"step \d+: the loss is not finite, at sites"):
         host.fit(model, guide, host.package.NPE(16), num_steps=60, learning_rate=1e12)
+
+
+def test_saving_before_any_call(host, tmp_path):
+    model = host.models.conjugate_normal
+    amortized = host.package.AmortizedPosterior(model, host.guide(model, observed="x"))
+    with pytest.raises(RuntimeError, match=r"AmortizedGuide: .*call guide.setup\(\*args"):
+        amortized.save(tmp_path / "guide.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -312,6 +356,13 @@ def test_file_of_another_model(host, saved):
         load(saved, host.models.nested_groups)
     with pytest.raises(ValueError, match="belongs to another model than the given one"):
         load(saved, host.models.no_latent)
+
+
+def test_file_of_a_model_with_other_sites_of_the_same_names(host, tmp_path):
+    model, path = host.models.conjugate_normal, tmp_path / "guide.safetensors"
+    host.untrained(model, host.guide(model, observed="x")).save(path)
+    with pytest.raises(ValueError, match=r"(?s)belongs to another model.*latents 'z': expected"):
+        host.package.AmortizedPosterior.load(path, host.models.linear_gaussian_2)
 
 
 def test_file_of_a_newer_format(host, saved):
@@ -355,6 +406,9 @@ def test_a_conditional_site_that_changes_its_family(host):
     assert guide.structure.site("u").is_conditional
     with pytest.raises(ValueError, match="site 'u': expected the location-scale distribution"):
         score(model, ("other",), {}, "u", {"mu": host.array(np.zeros(2))}, 1)
+    posterior = host.untrained(model, guide, None).at("other", y=host.array(np.zeros(3)))
+    with pytest.raises(ValueError, match="site 'u': expected the location-scale distribution"):
+        host.sample(posterior, 3)
 
 
 def test_model_that_cannot_be_vectorised_falls_back_to_the_loop(host):

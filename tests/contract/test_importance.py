@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
+from scipy.stats import halfcauchy, lognorm, norm
 
 from amortize_diagnostics import importance_summary
 
@@ -72,3 +74,62 @@ def test_local_latents_marginalised_are_no_worse_than_joint(host):
     error = np.hypot(joint.log_evidence_se, marginal.log_evidence_se)
     assert abs(joint.log_evidence - marginal.log_evidence) < 5 * error
     assert marginal.ess_fraction > joint.ess_fraction
+
+
+def assert_evidence(host, posterior, exact):
+    summary = host.importance_sample(posterior, 4000).summary
+    assert summary.log_evidence_se < 0.1
+    assert abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se
+
+
+def test_constrained_global_and_local_latents_with_a_normal_density(host):
+    """Given mu and tau the data are normal, so that the evidence is an integral over these."""
+    model, sigma, y = (
+        host.models.eight_schools_centered,
+        np.linspace(9, 18, 8),
+        np.linspace(-5, 25, 8),
+    )
+    mu, tau = np.linspace(-40, 40, 801)[:, None], np.exp(np.linspace(-12, 12, 2401))
+    log_density = norm.logpdf(mu, 0, 5) + halfcauchy.logpdf(tau, 0, 5) + np.log(tau)
+    for data, noise in zip(y, sigma, strict=True):
+        log_density = log_density + norm.logpdf(data, mu, np.hypot(tau, noise))
+    exact = logsumexp(log_density) + np.log(0.1 * 0.01)
+    guide = host.guide(
+        model,
+        observed="y",
+        inputs={"sigma": "schools"},
+        densities=host.package.NormalDensity(hidden_dims=(8,)),
+    )
+    amortized = host.scrambled(model, guide, host.array(sigma), scale=0.02)
+    assert_evidence(host, amortized.at(host.array(sigma), y=host.array(y)), exact)
+
+
+def test_mixture_priors_of_a_global_and_a_local_latent(host):
+    model, y = host.models.mixture_priors, np.array([1.5, 2.0, 3.5])
+    weights, scale = host.models.MIXTURE_WEIGHTS, host.models.MIXTURE_SCALE
+
+    def mixed(first, second):
+        return np.logaddexp(np.log(weights[0]) + first, np.log(weights[1]) + second)
+
+    u = np.exp(np.linspace(-3, 4, 7001))
+    log_density = np.log(u) + mixed(
+        lognorm.logpdf(u, scale), lognorm.logpdf(u, scale, scale=np.exp(1.0))
+    )
+    for data in y:
+        width = np.hypot(scale, 1.0)
+        log_density += mixed(norm.logpdf(data, u, width), norm.logpdf(data, u + 1, width))
+    exact = logsumexp(log_density) + np.log(0.001)
+    guide = host.guide(model, observed="y").setup()
+    assert [site.support.kind for site in guide.structure.latents] == ["positive", "real"]
+    amortized = host.scrambled(model, guide, scale=0.02)
+    assert_evidence(host, amortized.at(y=host.array(y)), exact)
+
+
+def test_factor_sites_are_no_data(host):
+    """The model's own call observes the factor too; its data are those of `observed` alone."""
+    model = host.models.with_factor
+    z = np.linspace(-8, 8, 1601)
+    exact = logsumexp(norm.logpdf(z) - z**2 + norm.logpdf(0.7, z)) + np.log(0.01)
+    posterior = host.untrained(model, host.guide(model, observed="y")).at(host.array(np.array(0.7)))
+    assert list(posterior.observations) == ["y"]
+    assert_evidence(host, posterior, exact)

@@ -1,9 +1,14 @@
 """`fit`, NPE and `simulate`: what they report and what they leave alone."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
+
+from tests import backends
+from tests.conftest import require
 
 
 def test_history(host):
@@ -100,6 +105,34 @@ def test_loop_and_vectorised_simulations_have_one_law(host):
         assert abs(first.std() / second.std() - 1) < 0.15, name
 
 
+def test_pyro_npe_of_a_model_that_cannot_be_vectorised(monkeypatch):
+    """One bank by the loop, with a warning; it must be finite like any simulation."""
+    require("pyro")
+    host = backends.host("pyro")
+    monkeypatch.setattr(host.module("objectives.npe"), "_BANK_SIZE", 60)
+    model = host.models.python_branch
+    objective = host.package.NPE(16)
+    with pytest.warns(UserWarning, match="so 60 simulations are made once, one by one") as caught:
+        host.fit(model, host.guide(model, observed="y"), objective, num_steps=3)
+    assert len(caught) == 1
+    assert len(objective.simulations) == 60
+
+    def half_nan(y=None):
+        import pyro
+        import pyro.distributions as dist
+
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        mean = z if z > 0 else z * np.nan
+        pyro.sample("y", dist.Normal(mean, 1.0, validate_args=False), obs=y)
+
+    guide = host.guide(half_nan, observed="y").setup()
+    with (
+        pytest.warns(UserWarning, match="so 60 simulations are made once"),
+        pytest.raises(ValueError, match=r"simulations are not finite in runs \(of 60\)"),
+    ):
+        host.package.NPE(16).differentiable_loss(half_nan, guide)
+
+
 def test_parameters_of_the_model_train_under_a_bound_but_not_under_npe(host):
     model = host.models.with_parameter
     y = host.array(np.random.default_rng(0).normal(0.0, 0.5, size=50))
@@ -126,6 +159,41 @@ def test_sizes_and_settings_are_told_apart(host):
     assert guide.structure.settings == {}
     draws = host.sample(amortized.at(host.array(np.zeros(5)), 5), 10)
     assert draws["theta"].shape == (10, 5)
+
+
+def test_a_size_left_at_its_default(host):
+    model = host.models.hierarchical_normal
+    guide = host.guide(model, observed="y", sizes={"num_groups": "groups"}).setup()
+    assert guide.structure.settings == {}
+    found = guide.find_observations((), {"num_groups": 5}, {"y": np.zeros(5)})
+    assert found["y"].shape == (5,)
+
+
+def test_an_input_left_at_its_default(host):
+    """`functools.partial` makes a default of an argument."""
+    x = np.linspace(-1, 1, 5)
+    model = partial(host.models.Regression(), x=host.array(x))
+    guide = host.guide(model, observed="y", inputs={"x": "rows"}).setup()
+    assert [(item.name, item.plates) for item in guide.structure.inputs] == [("x", ("rows",))]
+    posterior = host.untrained(model, guide).at(y=host.array(x))
+    assert host.sample(posterior, 10)["intercept"].shape == (10,)
+
+
+@pytest.mark.parametrize("kind", ["module", "object", "partial"])
+def test_models_that_are_no_functions(host, kind, tmp_path):
+    """y - x ~ Normal(intercept, 1): the evidence is that of one multivariate normal."""
+    model = host.models.regression_as(kind)
+    x, y = np.linspace(-1, 1, 5), np.array([-0.3, 0.9, 0.2, 1.5, 1.1])
+    guide = host.guide(model, observed="y", inputs={"x": "rows"})
+    amortized = host.untrained(model, guide, host.array(x))
+    posterior = amortized.at(host.array(x), y=host.array(y))
+    exact = multivariate_normal(np.zeros(5), np.eye(5) + 1).logpdf(y - x)
+    summary = host.importance_sample(posterior, 4000).summary
+    assert summary.log_evidence_se < 0.05
+    assert abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se
+    amortized.save(tmp_path / "guide.safetensors")
+    loaded = host.package.AmortizedPosterior.load(tmp_path / "guide.safetensors", model)
+    assert loaded.guide.structure == guide.structure
 
 
 def test_deterministic_sites_and_data_come_back_in_the_hosts_layout(host):

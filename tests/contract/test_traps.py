@@ -108,6 +108,25 @@ def test_trap_6_a_reduction_across_a_plate_is_never_silently_wrong(host):
     assert 0.8 < error.std() < 1.2
 
 
+def test_trap_6_in_a_deterministic_site_of_a_plate(host):
+    """No density reads it, so only the values themselves can show the mistake."""
+    model = host.models.reduced_deterministic
+    guide = host.guide(model, observed="y").setup()
+    if host.name == "pyro":
+        assert not guide.is_vectorized
+        assert guide.vectorization_problem.startswith("site 'share' mixes vectorised runs")
+        with pytest.warns(UserWarning, match="site 'share' mixes vectorised runs"):
+            bank = host.simulate(model, 5).sites
+    else:
+        bank = host.simulate(model, 5).sites
+    posterior = host.untrained(model, guide).at(y=host.array(np.array([1.0, -0.5, 2.0])))
+    weighted = host.importance_sample(posterior, 6, num_local_samples=2).samples
+    for draws in (bank, host.sample(posterior, 6), weighted):
+        a, share = np.asarray(draws["a"]), np.asarray(draws["share"])
+        assert share.shape == a.shape
+        np.testing.assert_allclose(share, a / a.sum(1, keepdims=True), rtol=1e-3, atol=1e-4)
+
+
 def test_trap_7_a_model_that_reads_its_data_is_refused(host):
     model = host.models.random_walk
     y = host.array(np.array([0.5, 1.0, -0.3, 2.0]))

@@ -150,3 +150,17 @@ def test_linear_map_is_well_conditioned_and_not_orthogonal():
         matrix = PROBLEMS[f"linear_gaussian_{dim}"].matrix
         assert np.linalg.cond(matrix) == pytest.approx(3.0)
         assert np.max(np.abs(matrix @ matrix.T - np.eye(dim))) > 0.1
+
+
+def test_two_modes_mass_near_zero():
+    """By draws, and everything for a wide interval."""
+    problem, num = PROBLEMS["two_mode_sign"], 20000
+    for x in (-0.2, 0.3, 0.8, 2.5):
+        observations = {"x": np.full(num, x)}
+        draws = problem.sample_posterior(np.random.default_rng(0), observations)["z"]
+        width = np.full(1, 0.4)
+        exact = problem.mass_near_zero(width, {"x": np.full(1, x)})[0]
+        error = np.sqrt(exact * (1 - exact) / num)
+        assert abs(np.mean(np.abs(draws) < 0.4) - exact) < 4 * error + 1e-4
+    everything = problem.mass_near_zero(np.full(3, 6.0), {"x": np.array([-0.2, 0.3, 2.5])})
+    np.testing.assert_allclose(everything, 1.0, rtol=1e-6)

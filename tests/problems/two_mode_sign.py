@@ -33,6 +33,13 @@ class TwoModeSign:
         size = np.abs(_GRID[cell] + (rng.uniform(size=len(cell)) - 0.5) * _GRID[1])
         return {"z": np.where(rng.uniform(size=len(cell)) < 0.5, -size, size)}
 
+    def mass_near_zero(self, width, observations):
+        """Probability of |z| < width given each observation, `(num,)`."""
+        z = np.asarray(width)[:, None] * np.linspace(-1, 1, 2001)
+        log_joint = self._log_joint(z, np.asarray(observations["x"])[:, None])
+        density = np.exp(log_joint - self.log_evidence(observations)[:, None])
+        return np.trapezoid(density, z, axis=1)
+
     def log_evidence(self, observations):
         return logsumexp(self._on_grid(observations), axis=1) + np.log(2 * _GRID[1])
 
