@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from numpyro_amortize.checks import bound_arguments
+from numpyro_amortize.arguments import bound_arguments
 from numpyro_amortize.layout import pack, pack_moments, pack_plain
 from numpyro_amortize.simulate import simulate_rows
 from numpyro_amortize.standardisation import Standardisation, robust_moments

@@ -13,7 +13,10 @@ LAYERS = (
     {
         "supports",
         "ordering",
+        "levels",
+        "pooling",
         "structure",
+        "arguments",
         "simulate",
         "checks",
         "tracing",

@@ -10,6 +10,7 @@ import pytest
 from tests.backends import host as host_of
 from tests.conftest import require
 from tests.parity.float64_guides import CASES, SIGMA
+from tests.problems import PROBLEMS
 from tests.source_tree import ROOT
 
 
@@ -65,6 +66,15 @@ STRUCTURES = {
     "with_factor": ((), {"observed": "y"}),
     "with_parameter": ((), {"observed": "y"}),
     "paired_rows": ((), {"observed": ("a", "b")}),
+    "crossed_effects": ((), {"observed": "y"}),
+    "grouped_normal": (
+        (PROBLEMS["grouped_normal"].group, 8),
+        {
+            "observed": "y",
+            "groups": {"group": ("groups", "rows")},
+            "sizes": {"num_groups": "groups"},
+        },
+    ),
 }
 
 
@@ -81,6 +91,7 @@ def structure_of(backend, name):
         observed=(observed,) if isinstance(observed, str) else observed,
         inputs=inputs,
         sizes=options.get("sizes", {}),
+        groups=options.get("groups", {}),
     )
 
 
