@@ -4,6 +4,7 @@ from numpyro_amortize.densities import NormalDensity, SplineFlowDensity
 from numpyro_amortize.embeddings import PlateEmbedding
 from numpyro_amortize.fit import fit
 from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
 from numpyro_amortize.objectives import NPE
@@ -23,6 +24,7 @@ __all__ = [
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",
+    "fill_missing",
     "fit",
     "simulate",
 ]

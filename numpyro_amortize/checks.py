@@ -173,6 +173,32 @@ class PlateCheck:
                     )
         return found
 
+    def mask_problems(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+        """Masks of a call that the model does not apply to their sites.
+
+        Args:
+            args: Positional arguments of the call as the user made it.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            One message per mask.
+        """
+        arguments = bound_arguments(self._model, args, kwargs).arguments
+        found = []
+        for info in self._structure.missing:
+            mask = arguments.get(info.argument) if info.argument else None
+            if mask is None or mask.size < 1:
+                continue
+            hidden = jnp.zeros(mask.shape, bool)
+            density = self._densities(self._values, {str(info.argument): hidden})[info.site]
+            if jnp.any(density != 0):
+                found.append(
+                    f"missing '{info.argument}': the density of site '{info.site}' stays where the "
+                    "mask is false. Apply it in the model: numpyro.handlers.mask(mask=...) around "
+                    "the site"
+                )
+        return found
+
     def mixing_plates(self) -> set[str]:
         """Plates along which data or inputs of one element enter the densities of others."""
         observed = [site.name for site in self._structure.observed]

@@ -14,6 +14,7 @@ from numpyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.objectives import NPE
 from numpyro_amortize.objectives.npe import nonfinite_message
@@ -97,7 +98,7 @@ def fit(
     if npe and npe.simulations is None:
         _check_simulations(model, npe, calls[0])
     step = TrainingStep(
-        model,
+        model if npe or not guide.structure.missing else fill_missing(model),
         guide,
         objective,
         calls[0],

@@ -23,9 +23,9 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.call import CallValues
 from numpyro_amortize.layout import align, natural
 from numpyro_amortize.levels import pooling_levels
+from numpyro_amortize.missing import log_joint_of_present
 from numpyro_amortize.observations import data_plate_sizes
 from numpyro_amortize.pooling import Pooling
-from numpyro_amortize.simulate import joint_log_densities
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
 ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
@@ -151,7 +151,7 @@ def _draw(
 
         def one_local(own: Array) -> tuple[dict[str, Array], Array, Array]:
             latents, log_q = guide.draw(params, *call, data, given=fixed, rng_key=own)
-            log_p = joint_log_densities(guide.model, *call, {**latents, **data}, 0)
+            log_p = log_joint_of_present(guide.model, structure, *call, latents, data, 0)
             weights = [
                 split_density(structure, name, density, shared, own_call)
                 for name, density in [*log_p.items(), *((n, -d) for n, d in log_q.items())]

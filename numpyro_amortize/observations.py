@@ -48,7 +48,7 @@ def check_observations(
             )
         value = _numbers(site, observations[site.name])
         _check_shape(structure, site, value, batch_dims, sizes)
-        _check_values(site, value)
+        _check_values(site, value, may_miss=structure.may_miss(site.name))
         checked[site.name] = value
     return checked
 
@@ -111,17 +111,18 @@ def _check_shape(
             )
 
 
-def _check_values(site: SiteInfo, value: Array) -> None:
+def _check_values(site: SiteInfo, value: Array, *, may_miss: bool) -> None:
     if isinstance(value, jax.core.Tracer):
         return
     array = np.asarray(value)
-    bad = int(np.sum(~np.isfinite(array)))
+    bad = int(np.sum(np.isinf(array) if may_miss else ~np.isfinite(array)))
     if bad:
         raise ValueError(
-            f"observed site '{site.name}': {bad} of {array.size} values are NaN or infinite and "
-            "no mask is declared; drop these rows (a guide takes any plate size) or fill them"
+            f"observed site '{site.name}': {bad} of {array.size} values are NaN or infinite. If "
+            f"values are missing, declare it: AmortizedGuide(..., missing='{site.name}'), with NaN "
+            "for what is missing; or drop these rows, a guide takes any plate size"
         )
-    if site.is_discrete and np.any(array != np.round(array)):
+    if site.is_discrete and np.any((array != np.round(array)) & ~np.isnan(array)):
         raise ValueError(
             f"observed site '{site.name}': its support is discrete, got values that are not whole"
         )

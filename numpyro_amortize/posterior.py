@@ -20,8 +20,9 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from numpyro_amortize.layout import align
+from numpyro_amortize.missing import fill_missing_values, log_joint_of_present
 from numpyro_amortize.observations import data_plate_sizes
-from numpyro_amortize.simulate import joint_log_densities, replay, simulate
+from numpyro_amortize.simulate import replay, simulate
 from numpyro_amortize.storage import load_guide, save_guide
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -365,15 +366,22 @@ class Posterior:
 
     def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Array]:
         latents = self._latents(latents)
-        values = latents | self._repeated(latents)
-        return _joint(self._amortized.model, self._call, values, 1 + self._batch_dims)
+        return _joint(
+            self._amortized.guide,
+            self._call,
+            latents,
+            self._repeated(latents),
+            1 + self._batch_dims,
+        )
 
     def _replay_deterministic(self, latents: Mapping[str, Any]) -> dict[str, Array]:
         names = [site.name for site in self._structure.deterministic]
         if not names:
             return {}
         sites = self._latents(latents)
-        values = sites | self._repeated(sites)
+        args, kwargs = self._call
+        model, data = self._amortized.model, self._repeated(sites)
+        values = sites | fill_missing_values(model, self._structure, args, kwargs, data)
         key = jax.random.key(0)  # nothing is left to draw
         found = _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
         return {name: found[name] for name in names}
@@ -464,12 +472,15 @@ def _total(parts: Iterable[Array], batch_dims: int) -> Array:
 
 @eqx.filter_jit
 def _joint(
-    model: Callable[..., Any],
+    guide: AmortizedGuide,
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    values: Mapping[str, Array],
+    latents: Mapping[str, Array],
+    observations: Mapping[str, Array],
     batch_dims: int,
 ) -> dict[str, Array]:
-    return joint_log_densities(model, *call, values, batch_dims)
+    return log_joint_of_present(
+        guide.model, guide.structure, *call, latents, observations, batch_dims
+    )
 
 
 @eqx.filter_jit

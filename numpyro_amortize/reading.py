@@ -17,11 +17,15 @@ from numpyro.primitives import Messenger
 from numpyro_amortize.arguments import (
     IndexPlates,
     InputPlates,
+    MissingSites,
     bound_arguments,
     group_problems,
     index_argument_problems,
+    missing_infos,
+    missing_problems,
     read_inputs,
     read_settings,
+    with_nothing_missing,
 )
 from numpyro_amortize.checks import PlateCheck, argument_problems, read_data
 from numpyro_amortize.levels import GroupInfo, closure
@@ -49,6 +53,7 @@ def read_structure(
     inputs: InputPlates,
     sizes: Mapping[str, str],
     groups: IndexPlates,
+    missing: MissingSites = (),
     parents: Parents = "auto",
 ) -> ModelStructure:
     """Read the structure of an unmodified model, or report all that stands in the way.
@@ -61,6 +66,7 @@ def read_structure(
         inputs: For each covariate the plate or plates of its leading dimensions, or None.
         sizes: For each argument that is a plate size, that plate.
         groups: For each index vector the plate it points into and the plate it runs along.
+        missing: Observed sites of which values may be missing, or `{mask argument: site}`.
         parents: `"auto"`, or for some sites the earlier latents to condition on.
 
     Returns:
@@ -71,9 +77,13 @@ def read_structure(
     """
     group_infos = tuple(GroupInfo(name, *plates) for name, plates in groups.items())
     arguments = bound_arguments(model, args, kwargs).arguments
+    absent = missing_infos(missing)
     problems = index_argument_problems(arguments, group_infos, sizes)
+    problems += missing_problems(arguments, absent, observed)
     if problems:  # the model may not even run
         raise _report(problems)
+    masked_call = args, kwargs
+    args, kwargs = with_nothing_missing(model, args, kwargs, absent)
     proper = _ImproperPriors(model)
     trace = run_model(proper, args, kwargs, jax.random.key(0))
     again = run_model(proper, args, kwargs, jax.random.key(1))
@@ -83,7 +93,8 @@ def read_structure(
         for name, site in trace.items()
         if site["type"] == "sample" and not is_factor(site)
     }
-    problems += _site_problems(sites, observed, read_data(proper, args, kwargs))
+    masked = [info.site for info in absent if info.argument]
+    problems += _site_problems(sites, observed, masked, read_data(proper, args, kwargs))
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
     problems += group_problems(model, args, kwargs, group_infos, plates)
@@ -163,12 +174,14 @@ def read_structure(
         ),
         settings=read_settings(model, args, kwargs, sizes),
         groups=group_infos,
+        missing=absent,
     )
     problems += _reach_problems(structure)
-    problems += argument_problems(model, args, kwargs, observed, (*inputs, *groups))
+    masks = [info.argument for info in absent if info.argument]
+    problems += argument_problems(model, args, kwargs, observed, (*inputs, *groups, *masks))
     if not problems:
         check = PlateCheck(model, args, kwargs, structure)
-        problems = check.problems()
+        problems = check.problems() + check.mask_problems(*masked_call)
     if problems:
         raise _report(problems)
     return _with_own_rows(structure, order, dependencies, check.mixing_plates())
@@ -224,7 +237,9 @@ class _ImproperPriors(Messenger):
         ]
 
 
-def _site_problems(sites: Trace, observed: tuple[str, ...], data: Mapping[str, Any]) -> list[str]:
+def _site_problems(
+    sites: Trace, observed: tuple[str, ...], masked: Sequence[str], data: Mapping[str, Any]
+) -> list[str]:
     problems = [
         f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
         for name in observed
@@ -241,8 +256,8 @@ def _site_problems(sites: Trace, observed: tuple[str, ...], data: Mapping[str, A
         if name in sites and name not in observed
     ]
     for name, site in sites.items():
-        if is_masked(site["fn"]):
-            problems.append(f"site '{name}': masked sites are not supported; drop masked rows")
+        if is_masked(site["fn"]) and name not in masked:
+            problems.append(_mask_problem(name, observed))
         if site["scale"] is not None and not jnp.all(jnp.asarray(site["scale"]) == 1.0):
             problems.append(f"site '{name}': scaled sites are not supported; remove the handler")
         if _is_uncovered(site):
@@ -251,6 +266,15 @@ def _site_problems(sites: Trace, observed: tuple[str, ...], data: Mapping[str, A
                 "plates. Use a plate, or .to_event() if its elements are one vector"
             )
     return problems
+
+
+def _mask_problem(name: str, observed: Sequence[str]) -> str:
+    if name not in observed:
+        return f"site '{name}': masked latents are not supported; take the site out of the mask"
+    return (
+        f"site '{name}': is masked, and the guide would not see by what. Pass the mask as an "
+        f"argument of the model and declare it: missing={{'argument': '{name}'}}"
+    )
 
 
 def _is_uncovered(site: Mapping[str, Any]) -> bool:

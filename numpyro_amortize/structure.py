@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from typing import Any
 
 from numpyro_amortize.levels import GroupInfo, Level, closure, pooling_levels
@@ -78,6 +79,20 @@ class InputInfo:
 
 
 @dataclass(frozen=True)
+class MissingInfo:
+    """An observed site of which values may be missing.
+
+    Args:
+        site: Name of the site.
+        argument: The model's boolean argument that says which are there, or None: NaN marks
+            what is missing.
+    """
+
+    site: str
+    argument: str | None = None
+
+
+@dataclass(frozen=True)
 class ModelStructure:
     """All that a guide takes from a model, without host objects, so that it can be saved.
 
@@ -90,6 +105,7 @@ class ModelStructure:
         factors: `factor` sites, which only bounds that score the model can train.
         settings: Model arguments that are plain Python values, fixed with the structure.
         groups: Index vectors.
+        missing: Observed sites of which values may be missing.
 
     Example:
         >>> structure = ModelStructure(latents=(), observed=(SiteInfo("y", ()),))
@@ -105,6 +121,7 @@ class ModelStructure:
     factors: tuple[SiteInfo, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     groups: tuple[GroupInfo, ...] = ()
+    missing: tuple[MissingInfo, ...] = ()
 
     @property
     def max_plate_nesting(self) -> int:
@@ -161,6 +178,10 @@ class ModelStructure:
             None,
         )
 
+    def may_miss(self, name: str) -> bool:
+        """Whether values of an observed site may be missing."""
+        return any(info.site == name for info in self.missing)
+
     def local_plates(self) -> tuple[str, ...]:
         """Plates over whose elements the local latents split, given those drawn before them.
 
@@ -209,6 +230,7 @@ class ModelStructure:
             factors=tuple(site(item) for item in state["factors"]),
             settings=dict(state["settings"]),
             groups=tuple(GroupInfo(**item) for item in state["groups"]),
+            missing=tuple(MissingInfo(**item) for item in state["missing"]),
         )
 
     def differences(self, other: ModelStructure) -> list[str]:
@@ -218,9 +240,10 @@ class ModelStructure:
         elsewhere; sites, events, supports, plates and inputs may not.
         """
         found = []
-        for role in ("latents", "observed", "inputs", "groups"):
-            mine = {item.name: item for item in getattr(self, role)}
-            theirs = {item.name: item for item in getattr(other, role)}
+        for role in ("latents", "observed", "inputs", "groups", "missing"):
+            key = attrgetter("site" if role == "missing" else "name")
+            mine = {key(item): item for item in getattr(self, role)}
+            theirs = {key(item): item for item in getattr(other, role)}
             for name in sorted(mine.keys() ^ theirs.keys()):
                 where = "only in the guide's model" if name in mine else "only in this model"
                 found.append(f"{role} '{name}': {where}")
@@ -253,7 +276,11 @@ class ModelStructure:
                 text += f"   (not needed: {', '.join(site.pruned)})"
             lines.append(text)
         lines.append("observed sites and inputs:")
-        lines += [f"  {site.name}{self._shape_text(site)}" for site in self.observed]
+        lines += [
+            f"  {site.name}{self._shape_text(site)}"
+            + (" (values may be missing)" if self.may_miss(site.name) else "")
+            for site in self.observed
+        ]
         lines += [f"  {item.name} (input) {list(item.plates)}" for item in self.inputs]
         lines += [f"  {item.name} (index into {item.plate}) {[item.along]}" for item in self.groups]
         return "\n".join(lines)

@@ -4,6 +4,7 @@ from pyro_amortize.densities import NormalDensity, SplineFlowDensity
 from pyro_amortize.embeddings import PlateEmbedding
 from pyro_amortize.fit import fit
 from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
 from pyro_amortize.objectives import NPE
@@ -23,6 +24,7 @@ __all__ = [
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",
+    "fill_missing",
     "fit",
     "simulate",
 ]

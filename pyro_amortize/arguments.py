@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_amortize.levels import GroupInfo
-from pyro_amortize.structure import InputInfo, ModelStructure, PlateInfo
+from pyro_amortize.structure import InputInfo, MissingInfo, ModelStructure, PlateInfo
 
 InputPlates = Mapping[str, str | Sequence[str] | None]
 IndexPlates = Mapping[str, tuple[str, str]]
+MissingSites = str | Sequence[str] | Mapping[str, str]
 
 
 def given_arguments(
@@ -201,3 +202,77 @@ def check_indices(
         )
         if problem:
             raise ValueError(problem)
+
+
+def check_inputs_finite(arguments: Mapping[str, Any], inputs: Sequence[InputInfo]) -> None:
+    """Raise a ValueError if a covariate has values that no network and no model can take."""
+    for item in inputs:
+        value = arguments[item.name]
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(
+                f"input '{item.name}': expected finite values, got NaN or infinite ones. Fill "
+                "them; where an observed value is missing too, any finite value will do"
+            )
+
+
+def missing_infos(missing: MissingSites) -> tuple[MissingInfo, ...]:
+    """The sites of which values may be missing, from what the user declares."""
+    if isinstance(missing, Mapping):
+        return tuple(MissingInfo(site, argument) for argument, site in missing.items())
+    names = (missing,) if isinstance(missing, str) else missing
+    return tuple(MissingInfo(name) for name in names)
+
+
+def missing_problems(
+    arguments: Mapping[str, Any], missing: Sequence[MissingInfo], observed: Sequence[str]
+) -> list[str]:
+    """What is wrong with the declared sites and arguments of missing values."""
+    problems = []
+    for info in missing:
+        if info.site not in observed:
+            problems.append(
+                f"missing '{info.site}': expected one of the observed sites {list(observed)}"
+            )
+        if info.argument is None:
+            continue
+        value = arguments.get(info.argument)
+        if info.argument not in arguments:
+            problems.append(
+                f"missing '{info.argument}': the model has no such argument; it has "
+                f"{list(arguments)}"
+            )
+        elif value is not None and (not is_array(value) or value.dtype != torch.bool):
+            found = getattr(value, "dtype", type(value).__name__)
+            problems.append(
+                f"missing '{info.argument}': expected a boolean array, True where site "
+                f"'{info.site}' is observed, got {found}"
+            )
+    return problems
+
+
+def with_nothing_missing(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    missing: Sequence[MissingInfo],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call of the model with its masks true everywhere, as its structure is read.
+
+    Args:
+        model: The user's model.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        missing: Sites of which values may be missing.
+
+    Returns:
+        Positional and keyword arguments.
+    """
+    masks = [info.argument for info in missing if info.argument is not None]
+    if not masks:
+        return args, dict(kwargs)
+    bound = given_arguments(model, args, kwargs)
+    for name in masks:
+        value = bound.arguments.get(name)
+        if value is not None:
+            bound.arguments[name] = torch.ones_like(value, dtype=torch.bool)
+    return bound.args, bound.kwargs

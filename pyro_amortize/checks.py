@@ -13,7 +13,14 @@ from torch import Tensor
 from pyro_amortize.arguments import bound_arguments, given_arguments, is_array
 from pyro_amortize.levels import GroupInfo
 from pyro_amortize.structure import ModelStructure
-from pyro_amortize.tracing import is_factor, log_densities, run_model, seeded, site_values
+from pyro_amortize.tracing import (
+    is_factor,
+    is_hidden,
+    log_densities,
+    run_model,
+    seeded,
+    site_values,
+)
 
 _SEED = 20260101
 
@@ -168,6 +175,34 @@ class PlateCheck:
                         "the index vector with which the model really picks from "
                         f"plate '{group.plate}'"
                     )
+        return found
+
+    def mask_problems(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+        """Masks of a call that the model does not apply to their sites.
+
+        Args:
+            args: Positional arguments of the call as the user made it.
+            kwargs: Its keyword arguments.
+
+        Returns:
+            One message per mask.
+        """
+        arguments = bound_arguments(self._model, args, kwargs).arguments
+        found = []
+        for info in self._structure.missing:
+            mask = arguments.get(info.argument) if info.argument else None
+            if mask is None:
+                continue
+            changed = dict(self._bound.arguments) | {str(info.argument): torch.zeros_like(mask)}
+            call = inspect.BoundArguments(self._bound.signature, changed)
+            with torch.no_grad(), seeded(_SEED):
+                site = run_model(self._model, call.args, call.kwargs)[info.site]
+            if not is_hidden(site):
+                found.append(
+                    f"missing '{info.argument}': the density of site '{info.site}' stays where the "
+                    "mask is false. Apply it in the model: pyro.poutine.mask(mask=...) around the "
+                    "site"
+                )
         return found
 
     def mixing_plates(self) -> set[str]:

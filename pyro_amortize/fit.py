@@ -11,6 +11,7 @@ from pyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.objectives import NPE
 from pyro_amortize.objectives.npe import nonfinite_message
@@ -88,7 +89,7 @@ def fit(
     if npe and npe.simulations is None and guide.is_vectorized:
         _check_simulations(model, npe, calls[0])
     step = TrainingStep(
-        model,
+        model if npe or not guide.structure.missing else fill_missing(model),
         guide,
         objective,
         calls[0],

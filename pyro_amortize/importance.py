@@ -21,8 +21,8 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.guides.call import CallValues
 from pyro_amortize.layout import align, natural
 from pyro_amortize.levels import pooling_levels
+from pyro_amortize.missing import log_joint_of_present
 from pyro_amortize.pooling import Pooling
-from pyro_amortize.simulate import joint_log_densities
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
 ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
@@ -181,8 +181,14 @@ def _draw_block(
             **{name: value[None] for name, value in repeated.items()},
         }.items()
     }
-    log_p = joint_log_densities(
-        guide.model, *call, values, len(batch), is_vectorized=guide.is_vectorized
+    log_p = log_joint_of_present(
+        guide.model,
+        structure,
+        *call,
+        {name: values[name] for name in latents},
+        {name: values[name] for name in observations},
+        len(batch),
+        is_vectorized=guide.is_vectorized,
     )
     own_call = guide.call_values(*call, observations, batch_dims)
     weights = [

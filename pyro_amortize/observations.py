@@ -45,7 +45,7 @@ def check_observations(
             )
         value = _numbers(site, observations[site.name])
         _check_shape(structure, site, value, batch_dims, sizes)
-        _check_values(site, value)
+        _check_values(site, value, may_miss=structure.may_miss(site.name))
         checked[site.name] = value
     return checked
 
@@ -112,14 +112,16 @@ def _check_shape(
             )
 
 
-def _check_values(site: SiteInfo, value: Tensor) -> None:
-    bad = int((~torch.isfinite(value)).sum())
+def _check_values(site: SiteInfo, value: Tensor, *, may_miss: bool) -> None:
+    bad = int((torch.isinf(value) if may_miss else ~torch.isfinite(value)).sum())
     if bad:
         raise ValueError(
-            f"observed site '{site.name}': {bad} of {value.numel()} values are NaN or infinite and "
-            "no mask is declared; drop these rows (a guide takes any plate size) or fill them"
+            f"observed site '{site.name}': {bad} of {value.numel()} values are NaN or infinite. If "
+            f"values are missing, declare it: AmortizedGuide(..., missing='{site.name}'), with NaN "
+            "for what is missing; or drop these rows, a guide takes any plate size"
         )
-    if site.is_discrete and bool((value != torch.round(value)).any()):
+    is_whole = (value == torch.round(value)) | torch.isnan(value)
+    if site.is_discrete and not bool(is_whole.all()):
         raise ValueError(
             f"observed site '{site.name}': its support is discrete, got values that are not whole"
         )

@@ -23,6 +23,7 @@ class Pooling:
         like: Any features of its rows, for the aligned plate axes, the dtype and the device.
         indices: Values of the index vectors, each of shape `(rows,)`.
         sizes: Size of each plate into which they point.
+        present: Boolean, which rows count, with a feature axis of length 1; all if None.
     """
 
     def __init__(
@@ -32,12 +33,13 @@ class Pooling:
         like: Tensor,
         indices: Mapping[str, Tensor],
         sizes: Mapping[str, int],
+        present: Tensor | None = None,
     ) -> None:
         self.levels = tuple(levels)
         self._structure, self._indices, self._sizes = structure, indices, sizes
         shape = like.shape[like.ndim - structure.max_plate_nesting - 1 : -1]
         self.counts = [like.new_ones((*shape, 1))]
-        self._present: list[Tensor | None] = [None]
+        self._present = [None if present is None else present.to(like.dtype)]
         for level in self.levels[1:]:
             present = self._present[level.source or 0]
             rows = torch.ones_like(self.counts[level.source or 0]) if present is None else present

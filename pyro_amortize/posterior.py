@@ -18,8 +18,9 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from pyro_amortize.layout import align
+from pyro_amortize.missing import fill_missing_values, log_joint_of_present
 from pyro_amortize.observations import data_plate_sizes
-from pyro_amortize.simulate import joint_log_densities, replay, simulate
+from pyro_amortize.simulate import replay, simulate
 from pyro_amortize.storage import load_guide, save_guide
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -346,10 +347,12 @@ class Posterior:
 
     def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
         latents = self._latents(latents)
-        return joint_log_densities(
+        return log_joint_of_present(
             self._amortized.model,
+            self._structure,
             *self._call,
-            latents | self._repeated(latents),
+            latents,
+            self._repeated(latents),
             1 + self._batch_dims,
             is_vectorized=self._amortized.guide.is_vectorized,
         )
@@ -359,7 +362,9 @@ class Posterior:
         if not names:
             return {}
         sites = self._latents(latents)
-        found = self._replay(sites | self._repeated(sites))
+        model, data = self._amortized.model, self._repeated(sites)
+        filled = fill_missing_values(model, self._structure, *self._call, data)
+        found = self._replay(sites | filled)
         return {name: found[name] for name in names}
 
     def _predict(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:

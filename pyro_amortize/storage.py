@@ -60,6 +60,7 @@ def save_guide(
         },
         "groups": guide.groups,
         "sizes": guide.sizes,
+        "missing": guide.missing,
         "embedding": {name: _encode_spec(spec) for name, spec in embeddings.items()},
         "densities": {name: _encode_spec(spec) for name, spec in densities.items()},
         "call": call,
@@ -105,6 +106,7 @@ def load_guide(
         inputs=header["inputs"],
         groups=header["groups"],
         sizes=header["sizes"],
+        missing=header["missing"],
         embedding=embedding or _decode_specs(header["embedding"], embedding_families, "embedding"),
         densities=densities or _decode_specs(header["densities"], density_families, "densities"),
     )
@@ -162,6 +164,7 @@ def _check_model(
             inputs=guide.inputs,
             groups=guide.groups,
             sizes=guide.sizes,
+            missing=guide.missing,
             parents={site.name: site.parents for site in structure.latents},
         )
     except (ValueError, TypeError) as error:

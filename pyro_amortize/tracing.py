@@ -177,6 +177,19 @@ def is_masked(fn: Any) -> bool:
     return False
 
 
+def is_hidden(site: Mapping[str, Any]) -> bool:
+    """Whether a mask takes the whole density of a site away."""
+    if site["mask"] is not None and not torch.any(torch.as_tensor(site["mask"])):
+        return True
+    fn = site["fn"]
+    while isinstance(fn, _WRAPPERS):
+        mask = getattr(fn, "_mask", None)
+        if mask is not None and not torch.any(torch.as_tensor(mask)):
+            return True
+        fn = fn.base_dist
+    return False
+
+
 def location_scale(fn: Any) -> tuple[Tensor, Tensor] | None:
     """Location and scale of a distribution on the unconstrained line, if it has them.
 

@@ -7,7 +7,7 @@ An entry brings a name into the contract tests and, with problems, into the stat
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["guide", "density", "embedding", "objective", "function", "result"]
+Kind = Literal["guide", "density", "embedding", "objective", "handler", "function", "result"]
 
 # Nats per latent dimension, fixed before the run.
 GAUSSIAN, OTHER = 0.02, 0.05
@@ -44,6 +44,7 @@ CATALOGUE = (
     Entry("Simulations", "result"),
     Entry("SplineFlowDensity", "density", ("conjugate_normal",), GAUSSIAN),
     Entry("TrainingHistory", "result"),
+    Entry("fill_missing", "handler"),
     Entry("fit", "function"),
     Entry("simulate", "function"),
 )

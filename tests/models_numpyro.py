@@ -471,3 +471,28 @@ def two_indices(first, second, num_teams, y=None):
         skill = numpyro.sample("skill", dist.Normal(0.0, 1.0))
     with numpyro.plate("games", len(first)):
         numpyro.sample("y", dist.Normal(skill[first] - skill[second], 1.0), obs=y)
+
+
+def rows_of_any_number(num_rows=6, y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def rows_behind_a_mask(is_there, y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(is_there)), numpyro.handlers.mask(mask=is_there):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def rows_beside_a_mask(is_there, y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(is_there)):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def counts_of_groups(num_groups=5, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", num_groups):
+        rate = numpyro.sample("rate", dist.LogNormal(mu, 0.5))
+        numpyro.sample("y", dist.Poisson(rate), obs=y)

@@ -473,3 +473,28 @@ def two_indices(first, second, num_teams, y=None):
         skill = pyro.sample("skill", dist.Normal(0.0, 1.0))
     with pyro.plate("games", len(first)):
         pyro.sample("y", dist.Normal(skill[..., first] - skill[..., second], 1.0), obs=y)
+
+
+def rows_of_any_number(num_rows=6, y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def rows_behind_a_mask(is_there, y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(is_there)), pyro.poutine.mask(mask=is_there):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def rows_beside_a_mask(is_there, y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(is_there)):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def counts_of_groups(num_groups=5, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", num_groups):
+        rate = pyro.sample("rate", dist.LogNormal(mu, 0.5))
+        pyro.sample("y", dist.Poisson(rate), obs=y)

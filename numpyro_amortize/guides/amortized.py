@@ -14,16 +14,14 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 
-from numpyro_amortize.arguments import IndexPlates, InputPlates
-from numpyro_amortize.checks import read_data
+from numpyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
 from numpyro_amortize.densities import Density, SplineFlowDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
-from numpyro_amortize.guides.call import CallValues, check_call, read_call
+from numpyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
 from numpyro_amortize.guides.specifications import check_specifications, resolve_specifications
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
-from numpyro_amortize.observations import check_observations
 from numpyro_amortize.reading import Parents, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
@@ -50,6 +48,8 @@ class AmortizedGuide:
             plate it runs along)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
+        missing: Observed sites of which values may be missing, marked by NaN in the data; or
+            `{argument: site}` for a boolean argument that is True where the site is observed.
         embedding: One specification for all observed sites, or `{site: specification}`.
         densities: One specification for all latent sites, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
@@ -82,6 +82,7 @@ class AmortizedGuide:
         inputs: InputPlates | None = None,
         groups: IndexPlates | None = None,
         sizes: Mapping[str, str] | None = None,
+        missing: MissingSites = (),
         embedding: Embedding | Mapping[str, Embedding] | None = None,
         densities: Density | Mapping[str, Density] | None = None,
         parents: Parents = "auto",
@@ -91,6 +92,7 @@ class AmortizedGuide:
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
+        self.missing = missing
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density)
         self._parents = parents
@@ -153,6 +155,7 @@ class AmortizedGuide:
             inputs=self.inputs,
             sizes=self.sizes,
             groups=self.groups,
+            missing=self.missing,
             parents=self._parents,
         )
         self.setup_call = (args, kwargs)
@@ -262,11 +265,8 @@ class AmortizedGuide:
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
         check_call(self.model, self.structure, args, kwargs, self.sizes)
-        if observations is None:
-            observations = self._observations
-        if observations is None:
-            observations = read_data(self.model, args, kwargs)
-        return check_observations(self.structure, observations, batch_dims)
+        given = self._observations if observations is None else observations
+        return read_observations(self.model, self.structure, args, kwargs, given, batch_dims)
 
     def draw(
         self,

@@ -12,10 +12,13 @@ from jax import Array
 from numpyro_amortize.arguments import (
     bound_arguments,
     check_indices,
+    check_inputs_finite,
     index_argument_problems,
     read_settings,
 )
-from numpyro_amortize.observations import check_settings, data_plate_sizes
+from numpyro_amortize.checks import read_data
+from numpyro_amortize.missing import mark_missing
+from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import plate_sizes
 
@@ -53,8 +56,38 @@ def check_call(
     """
     check_settings(structure, read_settings(model, args, kwargs, sizes))
     arguments = bound_arguments(model, args, kwargs).arguments
+    check_inputs_finite(arguments, structure.inputs)
     for problem in index_argument_problems(arguments, structure.groups, sizes):
         raise ValueError(problem)
+
+
+def read_observations(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    given: Mapping[str, Any] | None,
+    batch_dims: int,
+) -> dict[str, Array]:
+    """The data of a call: given, or read by tracing the model; NaN where values are missing.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        given: Data by site, or None.
+        batch_dims: Number of leading axes of data sets.
+
+    Returns:
+        Value of each observed site.
+
+    Raises:
+        ValueError: If a site has no data, or data of a wrong shape, type or value.
+    """
+    found = read_data(model, args, kwargs) if given is None else given
+    checked = check_observations(structure, found, batch_dims)
+    return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
 
 
 def read_call(

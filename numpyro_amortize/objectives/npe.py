@@ -11,6 +11,8 @@ from jax import Array
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 
+from numpyro_amortize.arguments import bound_arguments
+from numpyro_amortize.missing import hide, is_present, mark_missing
 from numpyro_amortize.simulate import Simulations, finite_rows, simulate_rows
 from numpyro_amortize.standardisation import Moments
 from numpyro_amortize.structure import ModelStructure
@@ -20,6 +22,10 @@ _HELD_OUT_FRACTION = 0.1
 
 class ScoresLatents(Protocol):
     """What NPE needs of a guide: its structure, and densities at given values."""
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model of the guide."""
 
     @property
     def structure(self) -> ModelStructure:
@@ -60,6 +66,9 @@ class NPE(ELBO):
             is held out.
         nonfinite: `"raise"` stops when a simulation is not finite; `"drop"` leaves it out of
             the loss and counts it, which keeps the posterior of finite data right.
+        missing: For guides made with `missing=`: the largest fraction of values that is hidden
+            from the guide, drawn anew between zero and it for each simulation; or a function
+            `missing(rng_key, site, shape)` that returns True where values are hidden.
 
     Raises:
         ValueError: If `num_simulations` is below 1, both sources are given, or the bank has
@@ -80,6 +89,7 @@ class NPE(ELBO):
         model_args: Callable[[Array], tuple[Any, ...] | dict[str, Any]] | None = None,
         simulations: Simulations | None = None,
         nonfinite: Literal["raise", "drop"] = "raise",
+        missing: float | Callable[[Array, str, tuple[int, ...]], Array] = 0.0,
     ) -> None:
         if num_simulations < 1:
             raise ValueError(f"num_simulations: expected at least 1, got {num_simulations}")
@@ -95,11 +105,14 @@ class NPE(ELBO):
             )
         if simulations is not None and simulations.nonfinite and nonfinite == "raise":
             raise ValueError(nonfinite_message(simulations))
+        if not callable(missing) and not 0 <= missing < 1:
+            raise ValueError(f"missing: expected a fraction from 0 to below 1, got {missing}")
         super().__init__(num_particles=1)
         self.num_simulations = num_simulations
         self.model_args = model_args
         self.simulations = simulations
         self.nonfinite = nonfinite
+        self.missing = missing
 
     def loss_with_mutable_state(
         self,
@@ -189,7 +202,12 @@ class NPE(ELBO):
 
     def with_fixed_arguments(self) -> NPE:
         """This objective without its sampler of arguments, for one step of a training loop."""
-        return NPE(self.num_simulations, simulations=self.simulations, nonfinite=self.nonfinite)
+        return NPE(
+            self.num_simulations,
+            simulations=self.simulations,
+            nonfinite=self.nonfinite,
+            missing=self.missing,
+        )
 
     def _site_losses(
         self,
@@ -235,7 +253,7 @@ class NPE(ELBO):
             args,
             kwargs,
             {site.name: values[site.name] for site in structure.latents},
-            {site.name: values[site.name] for site in structure.observed},
+            self._hidden(rng_key, guide, values, args, kwargs),
             batch_dims=1,
             conditionals=moments,
         )
@@ -246,6 +264,33 @@ class NPE(ELBO):
             for name, part in log_probs.items()
         }
         return losses, is_finite
+
+    def _hidden(
+        self,
+        rng_key: Array,
+        guide: ScoresLatents,
+        values: Mapping[str, Array],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, Array]:
+        """Simulated data as the guide may see them: with NaN for what is missing."""
+        structure = guide.structure
+        if self.missing and not structure.missing:
+            raise ValueError(
+                "missing: this guide takes complete data only; make it with "
+                "AmortizedGuide(..., missing=...), naming the sites of which values may be missing"
+            )
+        data = {site.name: values[site.name] for site in structure.observed}
+        for info in structure.missing if self.missing else ():
+            rng_key, own = jax.random.split(rng_key)
+            shape = is_present(structure, info.site, data[info.site]).shape
+            if callable(self.missing):
+                is_missing = self.missing(own, info.site, shape)
+            else:
+                rates = self.missing * jax.random.uniform(own, (shape[0],) + (1,) * len(shape[1:]))
+                is_missing = jax.random.uniform(jax.random.fold_in(own, 1), shape) < rates
+            data[info.site] = hide(structure, info.site, data[info.site], is_missing)
+        return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
 
 
 def _bank_rows(

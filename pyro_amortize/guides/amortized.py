@@ -13,15 +13,14 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_amortize.arguments import IndexPlates, InputPlates
+from pyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
 from pyro_amortize.densities import Density, SplineFlowDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
-from pyro_amortize.guides.call import CallValues, check_call, read_call, read_call_data
+from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
 from pyro_amortize.guides.specifications import check_specifications, resolve_specifications
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
-from pyro_amortize.observations import check_observations
 from pyro_amortize.reading import Parents, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
@@ -46,6 +45,8 @@ class AmortizedGuide(PyroModule):
             into, plate it runs along)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
+        missing: Observed sites of which values may be missing, marked by NaN in the data; or
+            `{argument: site}` for a boolean argument that is True where the site is observed.
         embedding: One specification for all observed sites, or `{site: specification}`.
         densities: One specification for all latent sites, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
@@ -81,6 +82,7 @@ class AmortizedGuide(PyroModule):
         inputs: InputPlates | None = None,
         groups: IndexPlates | None = None,
         sizes: Mapping[str, str] | None = None,
+        missing: MissingSites = (),
         embedding: Embedding | Mapping[str, Embedding] | None = None,
         densities: Density | Mapping[str, Density] | None = None,
         parents: Parents = "auto",
@@ -91,6 +93,7 @@ class AmortizedGuide(PyroModule):
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
+        self.missing = missing
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density)
         self._parents = parents
@@ -166,6 +169,7 @@ class AmortizedGuide(PyroModule):
             inputs=self.inputs,
             sizes=self.sizes,
             groups=self.groups,
+            missing=self.missing,
             parents=self._parents,
         )
         self.setup_call = (args, kwargs)
@@ -278,11 +282,8 @@ class AmortizedGuide(PyroModule):
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
         check_call(self.model, self.structure, args, kwargs, self.sizes)
-        if observations is None:
-            observations = self._observations
-        if observations is None:
-            observations = read_call_data(self.model, self.structure, args, kwargs)
-        return check_observations(self.structure, observations, batch_dims)
+        given = self._observations if observations is None else observations
+        return read_observations(self.model, self.structure, args, kwargs, given, batch_dims)
 
     def register(self) -> None:
         """Put the networks into the host's parameter store, so that `SVI` trains them.

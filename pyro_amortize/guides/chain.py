@@ -90,8 +90,15 @@ class PosteriorChain(nn.Module):
         for site, network in zip(structure.observed, self.embeddings, strict=True):
             loc, scale = standardisation.data[site.name]
             value = pack_plain(structure, site, observations[site.name], batch_dims)
-            pooling = Pooling(structure, structure.levels(site), value, call.indices, call.sizes)
+            present = None
+            if structure.may_miss(site.name):
+                present = ~torch.isnan(value).any(-1, keepdim=True)
+            pooling = Pooling(
+                structure, structure.levels(site), value, call.indices, call.sizes, present
+            )
             parts = [(value - loc) / scale]
+            if present is not None:  # filled before any network, so that gradients are finite
+                parts = [torch.where(present, parts[0], 0.0), present.to(value.dtype)]
             for item in structure.inputs:
                 if structure.is_over(site, item.plates):
                     loc, scale = standardisation.inputs[item.name]
@@ -315,6 +322,7 @@ def build_chain(
             for item in structure.inputs
             if structure.is_over(site, item.plates)
         )
+        num_values += structure.may_miss(site.name)  # whether the event is there
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
         networks.append(embeddings[site.name].build(num_values, sources))
         level_sizes[site.name] = embeddings[site.name].context_sizes(num_values, sources)

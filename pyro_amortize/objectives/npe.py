@@ -11,6 +11,8 @@ from pyro import poutine
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
+from pyro_amortize.arguments import bound_arguments
+from pyro_amortize.missing import hide, is_present, mark_missing
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
 from pyro_amortize.standardisation import Moments
 from pyro_amortize.structure import ModelStructure
@@ -23,6 +25,10 @@ class ScoresLatents(Protocol):
     """What NPE needs of a guide: its structure, and densities at given values."""
 
     vectorization_problem: str | None
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model of the guide."""
 
     @property
     def structure(self) -> ModelStructure:
@@ -65,6 +71,9 @@ class NPE(ELBO):
             is held out. A model that cannot be vectorised gets one by itself.
         nonfinite: `"raise"` stops when a simulation is not finite; `"drop"` leaves it out of
             the loss and counts it, which keeps the posterior of finite data right.
+        missing: For guides made with `missing=`: the largest fraction of values that is hidden
+            from the guide, drawn anew between zero and it for each simulation; or a function
+            `missing(site, shape)` that returns True where values are hidden.
 
     Raises:
         ValueError: If `num_simulations` is below 1, both sources are given, or the bank has
@@ -85,6 +94,7 @@ class NPE(ELBO):
         model_args: Callable[[], tuple[Any, ...] | dict[str, Any]] | None = None,
         simulations: Simulations | None = None,
         nonfinite: Literal["raise", "drop"] = "raise",
+        missing: float | Callable[[str, tuple[int, ...]], Tensor] = 0.0,
     ) -> None:
         if num_simulations < 1:
             raise ValueError(f"num_simulations: expected at least 1, got {num_simulations}")
@@ -100,11 +110,14 @@ class NPE(ELBO):
             )
         if simulations is not None and simulations.nonfinite and nonfinite == "raise":
             raise ValueError(nonfinite_message(simulations))
+        if not callable(missing) and not 0 <= missing < 1:
+            raise ValueError(f"missing: expected a fraction from 0 to below 1, got {missing}")
         super().__init__(num_particles=1)
         self.num_simulations = num_simulations
         self.model_args = model_args
         self.simulations = simulations
         self.nonfinite = nonfinite
+        self.missing = missing
 
     def _get_trace(
         self,
@@ -196,7 +209,12 @@ class NPE(ELBO):
 
     def with_fixed_arguments(self) -> NPE:
         """This objective without its sampler of arguments, for one step of a training loop."""
-        return NPE(self.num_simulations, simulations=self.simulations, nonfinite=self.nonfinite)
+        return NPE(
+            self.num_simulations,
+            simulations=self.simulations,
+            nonfinite=self.nonfinite,
+            missing=self.missing,
+        )
 
     def _site_losses(
         self,
@@ -243,7 +261,7 @@ class NPE(ELBO):
             args,
             kwargs,
             {site.name: values[site.name] for site in structure.latents},
-            {site.name: values[site.name] for site in structure.observed},
+            self._hidden(guide, values, args, kwargs),
             batch_dims=1,
             conditionals=moments,
         )
@@ -269,6 +287,32 @@ class NPE(ELBO):
         if bank.nonfinite and self.nonfinite == "raise":
             raise ValueError(nonfinite_message(bank))
         self.simulations = bank
+
+    def _hidden(
+        self,
+        guide: ScoresLatents,
+        values: Mapping[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, Tensor]:
+        """Simulated data as the guide may see them: with NaN for what is missing."""
+        structure = guide.structure
+        if self.missing and not structure.missing:
+            raise ValueError(
+                "missing: this guide takes complete data only; make it with "
+                "AmortizedGuide(..., missing=...), naming the sites of which values may be missing"
+            )
+        data = {site.name: values[site.name] for site in structure.observed}
+        for info in structure.missing if self.missing else ():
+            present = is_present(structure, info.site, data[info.site])
+            if callable(self.missing):
+                is_missing = self.missing(info.site, tuple(present.shape))
+            else:
+                device, ones = present.device, (1,) * (present.ndim - 1)
+                rates = self.missing * torch.rand((len(present), *ones), device=device)
+                is_missing = torch.rand(present.shape, device=device) < rates
+            data[info.site] = hide(structure, info.site, data[info.site], is_missing)
+        return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
 
 
 def _bank_rows(bank: Simulations, num_rows: int, *, is_held_out: bool) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ LAYERS = (
         "pooling",
         "structure",
         "arguments",
+        "missing",
         "simulate",
         "checks",
         "tracing",

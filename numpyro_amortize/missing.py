@@ -1,0 +1,118 @@
+"""Missing values: NaN inside the package, feasible constants wherever the model sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from numpyro_amortize.simulate import joint_log_densities
+from numpyro_amortize.structure import ModelStructure
+from numpyro_amortize.tracing import run_model
+
+
+def mark_missing(
+    structure: ModelStructure, arguments: Mapping[str, Any], observations: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Data with NaN wherever a mask among the model's arguments is false.
+
+    Args:
+        structure: The structure of the model.
+        arguments: The model's arguments by name.
+        observations: Data by site, `(*batch, *plates, *event)`.
+
+    Returns:
+        The data; sites without masks as they are.
+    """
+    marked = dict(observations)
+    for info in structure.missing:
+        mask = arguments.get(info.argument) if info.argument else None
+        if mask is not None:
+            marked[info.site] = hide(structure, info.site, marked[info.site], ~jnp.asarray(mask))
+    return marked
+
+
+def hide(structure: ModelStructure, name: str, value: Array, is_missing: Array) -> Array:
+    """Values with NaN where they are missing, as floating point.
+
+    Args:
+        structure: The structure of the model.
+        name: The observed site.
+        value: Shape `(*batch, *plates, *event)`.
+        is_missing: Boolean, broadcastable to `(*batch, *plates)`.
+    """
+    event_dim = len(structure.site(name).event_shape)
+    where = is_missing.reshape(is_missing.shape + (1,) * event_dim)
+    return jnp.where(where, jnp.nan, value.astype(jnp.result_type(float)))
+
+
+def is_present(structure: ModelStructure, name: str, value: Array) -> Array:
+    """Which events are complete, shape `(*batch, *plates)`."""
+    event_dim = len(structure.site(name).event_shape)
+    return jnp.all(~jnp.isnan(value), axis=tuple(range(-event_dim, 0)))
+
+
+def fill_missing_values(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    observations: Mapping[str, Array],
+) -> dict[str, Array]:
+    """Data with a draw of the model in place of every missing event.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        observations: Data by site, NaN where missing.
+
+    Returns:
+        Finite data in the types of the model.
+    """
+    if not structure.missing:
+        return dict(observations)
+    drawn = run_model(model, args, kwargs, jax.random.key(0))
+    filled = dict(observations)
+    for info in structure.missing:
+        value, stand_in = observations[info.site], jnp.asarray(drawn[info.site]["value"])
+        event_dim = len(structure.site(info.site).event_shape)
+        present = is_present(structure, info.site, value)
+        where = present.reshape(present.shape + (1,) * event_dim)
+        filled[info.site] = jnp.where(where, value, stand_in).astype(stand_in.dtype)
+    return filled
+
+
+def log_joint_of_present(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    latents: Mapping[str, Any],
+    observations: Mapping[str, Array],
+    batch_dims: int,
+) -> dict[str, Array]:
+    """Log density of every site of the model, zero at missing values.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        latents: Values of all latents, `(*batch, *plates, *event)`.
+        observations: Data by site with the same batch axes, NaN where missing.
+        batch_dims: Number of batch axes.
+
+    Returns:
+        One array per site, shape `(*batch, *plates)`, in nats.
+    """
+    filled = fill_missing_values(model, structure, args, kwargs, observations)
+    densities = joint_log_densities(model, args, kwargs, {**latents, **filled}, batch_dims)
+    for info in structure.missing:
+        present = is_present(structure, info.site, observations[info.site])
+        densities[info.site] = jnp.where(present, densities[info.site], 0.0)
+    return densities
