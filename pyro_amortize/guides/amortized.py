@@ -245,7 +245,6 @@ class AmortizedGuide(PyroModule):
         self.setup(*args, **kwargs)
         found = self.find_observations(args, kwargs, observations)
         self.register()
-
         sizes = self.call_values(args, kwargs, found).sizes
         plates = {  # one statement for each plate, entered at each of its sites
             name: pyro.plate(name, sizes.get(name, info.size), dim=info.dim)
