@@ -65,6 +65,9 @@ STRUCTURES = {
     "with_factor": ((), {"observed": "y"}),
     "with_parameter": ((), {"observed": "y"}),
     "paired_rows": ((), {"observed": ("a", "b")}),
+    "two_locals": ((), {"observed": "y"}),
+    "mixture_priors": ((), {"observed": "y"}),
+    "reduced_deterministic": ((), {"observed": "y"}),
 }
 
 
