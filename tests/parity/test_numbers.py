@@ -66,6 +66,7 @@ STRUCTURES = {
     "with_factor": ((), {"observed": "y"}),
     "with_parameter": ((), {"observed": "y"}),
     "paired_rows": ((), {"observed": ("a", "b")}),
+<<<<<<< HEAD
     "crossed_effects": ((), {"observed": "y"}),
     "grouped_normal": (
         (PROBLEMS["grouped_normal"].group, 8),
@@ -75,6 +76,11 @@ STRUCTURES = {
             "sizes": {"num_groups": "groups"},
         },
     ),
+=======
+    "two_locals": ((), {"observed": "y"}),
+    "mixture_priors": ((), {"observed": "y"}),
+    "reduced_deterministic": ((), {"observed": "y"}),
+>>>>>>> owed
 }
 
 
