@@ -61,6 +61,7 @@ STRUCTURES = {
     ),
     "nested_groups": ((), {"observed": "y"}),
     "wide_supports": ((), {"observed": "y"}),
+    "headings": ((), {"observed": "y"}),
     "two_observed": ((), {"observed": ("a", "b")}),
     "with_factor": ((), {"observed": "y"}),
     "with_parameter": ((), {"observed": "y"}),
