@@ -28,7 +28,7 @@ class CircularTransform(Transform):
 
     Example:
         >>> CircularTransform(3.0)(jnp.array([0.0, 1.0])).round(4)
-        Array([ 3.    , -1.5512], dtype=float32)
+        Array([ 3.    , -1.5516], dtype=float32)
     """
 
     domain = constraints.real

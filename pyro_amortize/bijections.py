@@ -27,7 +27,7 @@ class CircularTransform(Transform):
 
     Example:
         >>> CircularTransform(3.0)(torch.tensor([0.0, 1.0]))
-        tensor([ 3.0000, -1.5512])
+        tensor([ 3.0000, -1.5516])
     """
 
     domain = constraints.real
