@@ -19,6 +19,8 @@ _SCALE = PROBLEMS["normal_unknown_scale"]
 _SIGN = PROBLEMS["two_mode_sign"]
 _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
+_SERIES = PROBLEMS["autoregression"]
+_BLOB = PROBLEMS["blob_image"]
 
 
 def conjugate_normal(x=None):
@@ -55,6 +57,36 @@ def _linear_gaussian(dim):
 
 linear_gaussian_2, linear_gaussian_2_many = _linear_gaussian(2)
 linear_gaussian_10, linear_gaussian_10_many = _linear_gaussian(10)
+
+
+def autoregression(y=None):
+    """One series is one event: `y_t = phi y_(t-1) + noise`."""
+    phi = pyro.sample("phi", dist.Uniform(-1.0, 1.0))
+    steps = torch.arange(_SERIES.num_steps)
+    lags = steps[:, None] - steps
+    powers = phi[..., None, None] ** torch.clamp(lags, min=0)
+    factor = torch.where(lags >= 0, powers, 0.0)
+    mean = torch.zeros(_SERIES.num_steps)
+    pyro.sample("y", dist.MultivariateNormal(mean, scale_tril=factor), obs=y)
+
+
+def panels(weight, y=None):
+    """Several series, one event each, with a covariate of each row."""
+    phi = pyro.sample("phi", dist.Uniform(-1.0, 1.0))
+    with pyro.plate("rows", len(weight), dim=-1):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        mean = (level + weight)[..., None] + phi[..., None] * torch.ones(6)
+        pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+
+def blob_image(y=None):
+    """One image is one event."""
+    z = pyro.sample("z", dist.Normal(0.0, _BLOB.spread).expand([2]).to_event(1))
+    pixels = torch.linspace(-1.0, 1.0, 8)
+    rows = torch.exp(-0.5 * ((pixels - z[..., :1]) / _BLOB.width) ** 2)
+    columns = torch.exp(-0.5 * ((pixels - z[..., 1:]) / _BLOB.width) ** 2)
+    mean = rows[..., :, None] * columns[..., None, :]
+    pyro.sample("y", dist.Normal(mean, _BLOB.noise).to_event(2), obs=y)
 
 
 def two_mode_sign(x=None):

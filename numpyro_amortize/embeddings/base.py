@@ -17,7 +17,8 @@ class EmbeddingNetwork(eqx.Module):
         """Contexts at every plate set of a pooling chain.
 
         Args:
-            values: Standardised events and inputs, shape `(*batch, *aligned plates, size)`.
+            values: Standardised events, flattened, then inputs, shape
+                `(*batch, *aligned plates, size)`.
             axes: Plate axes (negative, feature axis included) in the order of pooling.
 
         Returns:
@@ -29,11 +30,14 @@ class Embedding(ABC):
     """A specification of an embedding; sizes come from the model."""
 
     @abstractmethod
-    def build(self, num_values: int, num_plates: int, rng_key: Array) -> EmbeddingNetwork:
+    def build(
+        self, event_shape: tuple[int, ...], num_inputs: int, num_plates: int, rng_key: Array
+    ) -> EmbeddingNetwork:
         """Build the networks for one observed site.
 
         Args:
-            num_values: Number of standardised values per event, inputs included.
+            event_shape: Event shape of the site.
+            num_inputs: Number of standardised input values beside each event.
             num_plates: Number of plates to pool.
             rng_key: Key of the initial weights.
 
@@ -42,5 +46,7 @@ class Embedding(ABC):
         """
 
     @abstractmethod
-    def context_sizes(self, num_values: int, num_plates: int) -> tuple[int, ...]:
+    def context_sizes(
+        self, event_shape: tuple[int, ...], num_inputs: int, num_plates: int
+    ) -> tuple[int, ...]:
         """Number of context features at every level of the chain."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from numpyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
-from numpyro_amortize.networks import StackedMLP
-
-_SPREAD_FLOOR = 1e-2  # in units of the prior predictive spread
+from numpyro_amortize.embeddings.pooling import EventFeatures, build_pooled_features, pooled_sizes
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,25 @@ class PlateEmbedding(Embedding):
     `log(1 + count)`, with a network in between. The raw moments skip the network, which
     makes the context of exponential families nearly exact at any plate size.
 
+    Your own network can read the events: an `equinox.Module` that maps one event `event_shape`
+    to `(features,)`, or a function `(event_shape, feature_dim, rng_key) -> module`. It gets the
+    standardised event after `asinh`, and what skips it is the mean and the spread of the
+    event in place of every value. It is mapped over rows with `vmap` and called without a key
+    or a state. To load a saved guide, pass the embedding again.
+
     Args:
         feature_dim: Number of features per event and per pooled set.
         hidden_dims: Widths of the hidden layers.
+        event_network: Your own network for one event, or a function that makes it.
+
+    Raises:
+        TypeError: At set-up, if `event_network` is or makes something else.
+        ValueError: At set-up, if its features have another shape.
 
     Example:
-        >>> network = PlateEmbedding(feature_dim=4).build(1, 1, jax.random.key(0))
-        >>> [level.shape for level in network(jnp.ones((7, 1)), [-2])]
-        [(7, 5), (1, 7)]
+        >>> network = PlateEmbedding(feature_dim=4).build((), 1, 1, jax.random.key(0))
+        >>> [level.shape for level in network(jnp.ones((7, 2)), [-2])]
+        [(7, 6), (1, 9)]
 
     References:
         Zaheer et al. (2017), arXiv:1703.06114, eq. 4.
@@ -39,46 +51,46 @@ class PlateEmbedding(Embedding):
 
     feature_dim: int = 32
     hidden_dims: tuple[int, ...] = (64, 64)
+    event_network: eqx.Module | Callable[..., Any] | None = None
 
-    def build(self, num_values: int, num_plates: int, rng_key: Array) -> EmbeddingNetwork:
+    def build(
+        self, event_shape: tuple[int, ...], num_inputs: int, num_plates: int, rng_key: Array
+    ) -> EmbeddingNetwork:
         """Build the networks for one observed site."""
-        keys = jax.random.split(rng_key, num_plates + 1)
-        sizes = self.context_sizes(num_values, num_plates)
-        features = StackedMLP(1, num_values, self.hidden_dims, self.feature_dim, rng_key=keys[0])
-        pooled = [
-            StackedMLP(1, size, self.hidden_dims, self.feature_dim, rng_key=key)
-            for size, key in zip(sizes[1:], keys[1:], strict=True)
-        ]
-        return PooledFeatures(features, pooled)
+        event, num_values = None, math.prod(event_shape) + num_inputs
+        if self.event_network is not None:
+            own = jax.random.fold_in(rng_key, 0)
+            event = _users_network(self.event_network, event_shape, self.feature_dim, own)
+            num_values = num_inputs
+        return build_pooled_features(
+            self.feature_dim, self.hidden_dims, num_values, num_plates, event, rng_key=rng_key
+        )
 
-    def context_sizes(self, num_values: int, num_plates: int) -> tuple[int, ...]:
+    def context_sizes(
+        self, event_shape: tuple[int, ...], num_inputs: int, num_plates: int
+    ) -> tuple[int, ...]:
         """Number of context features at every level of the chain."""
-        skipped = [num_values] + [num_values * 2**level + 1 for level in range(1, num_plates + 1)]
-        return tuple(self.feature_dim + size for size in skipped)
+        num_skipped = 2 if self.event_network is not None else math.prod(event_shape)
+        return pooled_sizes(self.feature_dim, num_skipped + num_inputs, num_plates)
 
 
-class PooledFeatures(EmbeddingNetwork):
-    """The built form of `PlateEmbedding`."""
-
-    features: StackedMLP
-    pooled: list[StackedMLP]
-
-    def __call__(self, values: Array, axes: Sequence[int]) -> list[Array]:
-        """Contexts at every plate set of a pooling chain."""
-        squashed = jnp.arcsinh(values)
-        features = self.features(squashed, 0)
-        levels = [jnp.concatenate([features, squashed], axis=-1)]
-        for axis, network in zip(axes, self.pooled, strict=True):
-            count = values.shape[axis]
-            mean = jnp.mean(values, axis=axis, keepdims=True)
-            centred = values - mean
-            spread = jnp.sqrt(jnp.mean(centred**2, axis=axis, keepdims=True) + 1e-12)
-            log_count = jnp.full((*mean.shape[:-1], 1), jnp.log1p(count), mean.dtype)
-            skipped = jnp.concatenate(
-                [jnp.arcsinh(mean), jnp.log(_SPREAD_FLOOR + spread), log_count], axis=-1
-            )
-            pooled = jnp.mean(features, axis=axis, keepdims=True)
-            features = network(jnp.concatenate([pooled, skipped], axis=-1), 0)
-            levels.append(jnp.concatenate([features, skipped], axis=-1))
-            values = jnp.concatenate([mean, spread], axis=-1)
-        return levels
+def _users_network(
+    given: Any, event_shape: tuple[int, ...], feature_dim: int, rng_key: Array
+) -> EventFeatures:
+    """The user's network for one observed site."""
+    network: Any = given
+    if callable(given) and not isinstance(given, eqx.Module):
+        network = given(event_shape, feature_dim, rng_key)
+    if not isinstance(network, eqx.Module):
+        raise TypeError(
+            "event_network: expected an equinox.Module, or a function of (event_shape, "
+            f"feature_dim, rng_key) that makes one, got {network!r}; pass the module itself"
+        )
+    call: Any = network
+    shape = jax.eval_shape(call, jnp.zeros(event_shape)).shape
+    if len(shape) != 1:
+        raise ValueError(
+            f"event_network: expected features of shape (features,) for an event of shape "
+            f"{event_shape}, got shape {shape}; flatten its output"
+        )
+    return EventFeatures(network, event_shape, None, shape[0])

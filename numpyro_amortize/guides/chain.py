@@ -224,14 +224,14 @@ def build_chain(
     level_sizes: dict[str, tuple[int, ...]] = {}
     for site in structure.observed:
         rng_key, own = jax.random.split(rng_key)
-        num_values = math.prod(site.event_shape) + sum(
+        num_inputs = sum(
             math.prod(item.event_shape)
             for item in structure.inputs
             if set(item.plates) <= set(site.plates)
         )
         embedding, num_plates = embeddings[site.name], len(site.plates)
-        networks.append(embedding.build(num_values, num_plates, own))
-        level_sizes[site.name] = embedding.context_sizes(num_values, num_plates)
+        networks.append(embedding.build(site.event_shape, num_inputs, num_plates, own))
+        level_sizes[site.name] = embedding.context_sizes(site.event_shape, num_inputs, num_plates)
     by_key: dict[Any, list[str]] = {}
     for latent in structure.latents:
         size = structure.unconstrained_size(latent)

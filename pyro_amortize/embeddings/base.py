@@ -16,7 +16,8 @@ class EmbeddingNetwork(nn.Module, ABC):
         """Contexts at every plate set of a pooling chain.
 
         Args:
-            values: Standardised events and inputs, shape `(*batch, *aligned plates, size)`.
+            values: Standardised events, flattened, then inputs, shape
+                `(*batch, *aligned plates, size)`.
             axes: Plate axes (negative, feature axis included) in the order of pooling.
 
         Returns:
@@ -28,11 +29,14 @@ class Embedding(ABC):
     """A specification of an embedding; sizes come from the model."""
 
     @abstractmethod
-    def build(self, num_values: int, num_plates: int) -> EmbeddingNetwork:
+    def build(
+        self, event_shape: tuple[int, ...], num_inputs: int, num_plates: int
+    ) -> EmbeddingNetwork:
         """Build the networks for one observed site.
 
         Args:
-            num_values: Number of standardised values per event, inputs included.
+            event_shape: Event shape of the site.
+            num_inputs: Number of standardised input values beside each event.
             num_plates: Number of plates to pool.
 
         Returns:
@@ -40,5 +44,7 @@ class Embedding(ABC):
         """
 
     @abstractmethod
-    def context_sizes(self, num_values: int, num_plates: int) -> tuple[int, ...]:
+    def context_sizes(
+        self, event_shape: tuple[int, ...], num_inputs: int, num_plates: int
+    ) -> tuple[int, ...]:
         """Number of context features at every level of the chain."""
