@@ -1,7 +1,7 @@
 """Amortized guides for NumPyro: one network that answers with a posterior for any data set."""
 
 from numpyro_amortize.densities import NormalDensity, SplineFlowDensity
-from numpyro_amortize.embeddings import PlateEmbedding
+from numpyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from numpyro_amortize.fit import fit
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
@@ -16,11 +16,13 @@ __all__ = [
     "NPE",
     "AmortizedGuide",
     "AmortizedPosterior",
+    "ImageEmbedding",
     "ImportanceSamples",
     "ModelStructure",
     "NormalDensity",
     "PlateEmbedding",
     "Posterior",
+    "SequenceEmbedding",
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",

@@ -1,4 +1,4 @@
-"""The one network block: multilayer perceptrons of several sites, evaluated together."""
+"""The network blocks: perceptrons of several sites, evaluated together, and convolutions."""
 
 from __future__ import annotations
 
@@ -82,6 +82,72 @@ class StackedMLP(eqx.Module):
                 weight, bias = weight[index], bias[index]
             hidden = hidden @ weight + bias
         return hidden.reshape(*inputs.shape[:-1], hidden.shape[-1])
+
+
+class Convolution(eqx.Module):
+    """A convolution along time, causal, or over the two axes of an image, centred.
+
+    The output has the length of the input, or that divided by the stride and rounded up. Along
+    time a step reads itself and steps before it, zeros before the first.
+
+    Args:
+        in_channels: Number of channels read.
+        out_channels: Number of channels written.
+        kernel_size: Number of positions read along each axis; odd for images.
+        num_dims: 1 for series, 2 for images.
+        dilation: Distance between the positions read.
+        stride: Distance between the positions written.
+        rng_key: Key of the initial weights.
+
+    Example:
+        >>> network = Convolution(3, 5, 3, num_dims=1, rng_key=jax.random.key(0))
+        >>> network(jax.numpy.ones((3, 20))).shape
+        (5, 20)
+    """
+
+    weight: Array
+    bias: Array
+    num_dims: int = eqx.field(static=True)
+    dilation: int = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        num_dims: int,
+        dilation: int = 1,
+        stride: int = 1,
+        rng_key: Array,
+    ) -> None:
+        shape = (out_channels, in_channels, *(num_dims * (kernel_size,)))
+        bound = (in_channels * kernel_size**num_dims) ** -0.5
+        first, second = jax.random.split(rng_key)
+        self.weight = bound * jax.random.uniform(first, shape, minval=-1.0)
+        self.bias = bound * jax.random.uniform(second, (out_channels,), minval=-1.0)
+        self.num_dims, self.dilation, self.stride = num_dims, dilation, stride
+
+    def __call__(self, inputs: Array) -> Array:
+        """Channels come first, then positions.
+
+        Args:
+            inputs: Shape `(in_channels, *positions)`.
+
+        Returns:
+            Shape `(out_channels, *positions)`.
+        """
+        reach = self.dilation * (self.weight.shape[-1] - 1)
+        margin = (reach, 0) if self.num_dims == 1 else (reach // 2, reach // 2)
+        found = jax.lax.conv_general_dilated(
+            inputs[None],
+            self.weight,
+            window_strides=(self.stride,) * self.num_dims,
+            padding=[margin] * self.num_dims,
+            rhs_dilation=(self.dilation,) * self.num_dims,
+        )[0]
+        return found + self.bias.reshape(-1, *(1,) * self.num_dims)
 
 
 def positive(raw: Array) -> Array:

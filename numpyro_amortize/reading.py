@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro import handlers
-from numpyro.distributions import biject_to
 from numpyro.infer.inspect import get_dependencies
 from numpyro.primitives import Messenger
 
@@ -31,7 +30,7 @@ from numpyro_amortize.checks import PlateCheck, argument_problems, read_data
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from numpyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
-from numpyro_amortize.supports import SUPPORTED, Support, read_support
+from numpyro_amortize.supports import SUPPORTED, Support, read_support, site_support
 from numpyro_amortize.tracing import (
     Trace,
     base_distribution,
@@ -225,9 +224,7 @@ class _ImproperPriors(Messenger):
         ):
             if msg["name"] not in self.names:
                 self.names.append(msg["name"])
-            transform = biject_to(msg["fn"].support)
-            shape = transform.inverse_shape(msg["fn"].shape())
-            msg["value"] = transform(jnp.zeros(shape))
+            msg["value"] = _neutral_value(msg["fn"])
 
     def problems(self) -> list[str]:
         return [
@@ -235,6 +232,31 @@ class _ImproperPriors(Messenger):
             "stand-in, wide on the scale of the data"
             for name in self.names
         ]
+
+
+class _FlatSpheres(Messenger):
+    """Puts normals with the same dependencies in the place of sites on a sphere.
+
+    The host's `get_dependencies` looks for a bijection of every site, and has none for these.
+    """
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] != "sample":
+            return
+        support = read_support(msg["fn"].support)
+        if support is not None and support.kind == "sphere":
+            reads = sum(0.0 * jnp.sum(leaf) for leaf in jax.tree.leaves(msg["fn"]))
+            loc = jnp.zeros(msg["fn"].shape()) + reads
+            msg["fn"] = dist.Normal(loc, 1.0).to_event(msg["fn"].event_dim)
+
+
+def _neutral_value(fn: dist.Distribution) -> Any:
+    """The image of zero on the support, or zero where there is no map."""
+    support = read_support(fn.support)
+    if support is None:
+        return jnp.zeros(fn.shape())
+    transform = support.bijection(fn.event_dim)
+    return transform(jnp.zeros(transform.inverse_shape(fn.shape())))
 
 
 def _site_problems(
@@ -344,7 +366,7 @@ def _read_latents(
         if name in observed:
             continue
         fn = site["fn"]
-        support = read_support(fn.support)
+        support = site_support(fn)
         event_shape = tuple(fn.event_shape)
         if support is None:
             problems.append(
@@ -352,7 +374,11 @@ def _read_latents(
                 f"line; supported are {SUPPORTED}"
             )
             continue
-        if support != read_support(again[name]["fn"].support):
+        elsewhere = site_support(again[name]["fn"])
+        if elsewhere is not None and elsewhere.centre != support.centre:
+            support = replace(support, centre=None)  # it follows other latents: any will do
+            elsewhere = replace(elsewhere, centre=None)
+        if support != elsewhere:
             problems.append(
                 f"site '{name}': its support changes with other latents. Write it as a "
                 "transformation of a site with a fixed support"
@@ -383,7 +409,7 @@ def _dependencies(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, set[str]]:
     with handlers.block():
-        found = get_dependencies(model, args, dict(kwargs))["prior_dependencies"]
+        found = get_dependencies(_FlatSpheres(model), args, dict(kwargs))["prior_dependencies"]
     return {child: set(parents) - {child} for child, parents in found.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from os import PathLike
 from typing import Any
 
@@ -163,7 +163,25 @@ def _check_model(
 
 
 def _encode_spec(spec: Any) -> dict[str, Any]:
-    return {"type": type(spec).__name__, "options": asdict(spec)}
+    options = {field.name: getattr(spec, field.name) for field in fields(spec)}
+    return {
+        "type": type(spec).__name__,
+        "options": {
+            name: value if _is_option(value) else {"not_stored": _name_of(value)}
+            for name, value in options.items()
+        },
+    }
+
+
+def _is_option(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_option(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _name_of(value: Any) -> str:
+    """A name for people of an object that no file holds."""
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def _decode_specs(specs: Mapping[str, Any], families: Any, argument: str) -> dict[str, Any]:
@@ -175,6 +193,12 @@ def _decode_specs(specs: Mapping[str, Any], families: Any, argument: str) -> dic
                 f"site '{site}': was trained with {spec['type']}, which is not of this package; "
                 f"pass {argument}= as in training"
             )
+        for name, value in spec["options"].items():
+            if isinstance(value, dict):
+                raise ValueError(
+                    f"site '{site}': was trained with {name}={value['not_stored']}, which is not "
+                    f"of this package; pass {argument}= as in training"
+                )
         options = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in spec["options"].items()

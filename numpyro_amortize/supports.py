@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import IndependentTransform, Transform
+
+from numpyro_amortize.bijections import (
+    CircularTransform,
+    LowerCholeskyTransform,
+    PositiveDefiniteTransform,
+    SphereTransform,
+)
+from numpyro_amortize.tracing import base_distribution
 
 _BY_NAME: dict[str, Any] = {
     "real": constraints.real,
     "positive": constraints.positive,
     "simplex": constraints.simplex,
     "ordered": constraints.ordered_vector,
+    "positive_ordered": constraints.positive_ordered_vector,
     "corr_cholesky": constraints.corr_cholesky,
+    "corr_matrix": constraints.corr_matrix,
+    "lower_cholesky": constraints.lower_cholesky,
+    "positive_definite": constraints.positive_definite,
+    "sphere": constraints.sphere,
+    "circular": constraints.circular,
+    "l1_ball": constraints.l1_ball,
+    "zero_sum": constraints.zero_sum(1),
 }
-_EVENT_DIMS = {"simplex": 1, "ordered": 1, "corr_cholesky": 2}
-SUPPORTED = "real, positive, greater_than, less_than, interval, simplex, ordered, corr_cholesky"
+# Other constraints on the same sets of values.
+_SYNONYMS = (
+    (constraints.softplus_lower_cholesky, "lower_cholesky"),
+    (constraints.scaled_unit_lower_cholesky, "lower_cholesky"),
+    (constraints.positive_semidefinite, "positive_definite"),
+)
+_VECTORS = ("simplex", "ordered", "positive_ordered", "sphere", "l1_ball", "zero_sum")
+_MATRICES = ("corr_cholesky", "corr_matrix", "lower_cholesky", "positive_definite")
+_EVENT_DIMS = dict.fromkeys(_VECTORS, 1) | dict.fromkeys(_MATRICES, 2)
+_OWN_TRANSFORMS = {
+    "lower_cholesky": LowerCholeskyTransform,
+    "positive_definite": PositiveDefiniteTransform,
+}
+SUPPORTED = (
+    "real, positive, greater_than, less_than, interval, circular, simplex, ordered, "
+    "positive_ordered, corr_cholesky, corr_matrix, lower_cholesky, positive_definite, sphere, "
+    "l1_ball, zero_sum"
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +63,13 @@ class Support:
     units of the site.
 
     Args:
-        kind: One of real, positive, greater_than, less_than, interval, simplex, ordered,
-            corr_cholesky.
+        kind: One of real, positive, greater_than, less_than, interval, circular, simplex,
+            ordered, positive_ordered, corr_cholesky, corr_matrix, lower_cholesky,
+            positive_definite, sphere; in NumPyro also l1_ball and zero_sum.
         lower: Lower bounds, nested tuples or a number (greater_than, interval).
         upper: Upper bounds, nested tuples or a number (less_than, interval).
+        centre: Where the map is centred, a nested tuple or a number (circular: an angle in
+            radians, sphere: a direction). The point opposite to it is left out.
 
     Example:
         >>> Support("interval", 0.0, 2.0).unconstrained_shape((3,))
@@ -45,6 +81,7 @@ class Support:
     kind: str
     lower: Any = None
     upper: Any = None
+    centre: Any = None
 
     def constraint(self) -> Any:
         """The host's constraint, elementwise for the scalar kinds."""
@@ -63,9 +100,17 @@ class Support:
 
         Its log determinant has the batch shape only.
         """
-        transform = biject_to(self.constraint())
+        transform = self._transform()
         extra = event_dim - transform.codomain.event_dim
         return IndependentTransform(transform, extra) if extra > 0 else transform
+
+    def _transform(self) -> Transform:
+        if self.kind == "circular":
+            return CircularTransform(0.0 if self.centre is None else self.centre)
+        if self.kind == "sphere":
+            return SphereTransform(self.centre)
+        own = _OWN_TRANSFORMS.get(self.kind)
+        return biject_to(self.constraint()) if own is None else own()
 
     def unconstrained_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Event shape of the unconstrained value of an event of shape `event_shape`."""
@@ -74,12 +119,18 @@ class Support:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""
-        return {"kind": self.kind, "lower": self.lower, "upper": self.upper}
+        return {
+            "kind": self.kind,
+            "lower": self.lower,
+            "upper": self.upper,
+            "centre": self.centre,
+        }
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Support:
         """The inverse of `to_dict`."""
-        return cls(state["kind"], _as_tuple(state["lower"]), _as_tuple(state["upper"]))
+        bounds = (_as_tuple(state.get(name)) for name in ("lower", "upper", "centre"))
+        return cls(state["kind"], *bounds)
 
 
 def read_support(constraint: Any) -> Support | None:
@@ -89,18 +140,25 @@ def read_support(constraint: Any) -> Support | None:
         constraint: The `support` of a host distribution.
 
     Returns:
-        The support, or None for discrete, circular, matrix-valued and other constraints
-        outside the supported list.
+        The support, or None for discrete constraints, `cat`, `stack` and others outside the
+        supported list.
     """
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
-    if constraint.is_discrete or constraint is constraints.circular:
+    if constraint.is_discrete:
         return None
     if constraint is constraints.real:
         return Support("real")
-    for name in ("simplex", "ordered", "corr_cholesky"):
+    if constraint is constraints.circular:
+        return Support("circular")
+    for name in _EVENT_DIMS:
         if constraint is _BY_NAME[name]:
             return Support(name)
+    for synonym, name in _SYNONYMS:
+        if constraint is synonym:
+            return Support(name)
+    if isinstance(constraint, constraints.zero_sum):
+        return Support("zero_sum") if constraint.event_dim == 1 else None
     lower = _bound(constraint, "lower_bound")
     upper = _bound(constraint, "upper_bound")
     if lower is None and upper is None:
@@ -110,6 +168,58 @@ def read_support(constraint: Any) -> Support | None:
     if lower is None:
         return Support("less_than", None, upper)
     return Support("interval", lower, upper)
+
+
+def site_support(fn: Any) -> Support | None:
+    """The `Support` of a site from its distribution, with the centre of a circle or sphere.
+
+    The class of the distribution decides what is circular: a host may call it real. The cut
+    of a circle or sphere is put opposite to the mean direction where all elements share one.
+
+    Args:
+        fn: A host distribution.
+
+    Returns:
+        The support, or None if guides cannot map it yet.
+    """
+    support = Support("circular") if is_circular(fn) else read_support(fn.support)
+    if support is None or support.kind not in ("circular", "sphere"):
+        return support
+    return replace(support, centre=_mean_direction(fn))
+
+
+def is_circular(fn: Any) -> bool:
+    """Whether the values of a distribution are angles."""
+    base = base_distribution(fn)
+    if isinstance(base, dist.MixtureSameFamily):
+        return is_circular(base.component_distribution)
+    return isinstance(base, dist.VonMises | dist.SineBivariateVonMises | dist.SineSkewed)
+
+
+def _mean_direction(fn: Any) -> Any:
+    """One direction for all batch elements, rounded so that no file depends on the precision."""
+    base = base_distribution(fn)
+    if isinstance(base, dist.SineSkewed):
+        base = base_distribution(base.base_dist)
+    if isinstance(base, dist.VonMises):
+        parts = [base.loc]
+    elif isinstance(base, dist.SineBivariateVonMises):
+        parts = [base.phi_loc, base.psi_loc]
+    elif isinstance(base, dist.ProjectedNormal):
+        parts = [base.concentration]
+    else:
+        return None
+    arrays = [np.asarray(part, dtype=float) for part in parts]
+    array = np.stack(arrays, -1) if len(arrays) > 1 else arrays[0]
+    if isinstance(base, dist.ProjectedNormal):
+        length = np.linalg.norm(array, axis=-1, keepdims=True)
+        array = array / np.where(length > 0, length, np.inf)
+    event_ndim = min(len(fn.event_shape), array.ndim)
+    rows = array.reshape(-1, *array.shape[array.ndim - event_ndim :])
+    is_shared = np.all(np.isfinite(rows)) and np.all(rows == rows[0])
+    if not is_shared or not np.any(rows[0]):
+        return None
+    return _as_tuple(np.round(rows[0], 4).tolist())
 
 
 def _bound(constraint: Any, name: str) -> Any:

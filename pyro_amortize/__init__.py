@@ -1,7 +1,7 @@
 """Amortized guides for Pyro: one network that answers with a posterior for any data set."""
 
 from pyro_amortize.densities import NormalDensity, SplineFlowDensity
-from pyro_amortize.embeddings import PlateEmbedding
+from pyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from pyro_amortize.fit import fit
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
@@ -16,11 +16,13 @@ __all__ = [
     "NPE",
     "AmortizedGuide",
     "AmortizedPosterior",
+    "ImageEmbedding",
     "ImportanceSamples",
     "ModelStructure",
     "NormalDensity",
     "PlateEmbedding",
     "Posterior",
+    "SequenceEmbedding",
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",

@@ -1,4 +1,4 @@
-"""The one network block: multilayer perceptrons of several sites, evaluated together."""
+"""The network blocks: perceptrons of several sites, evaluated together, and convolutions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, softplus
+from torch.nn.functional import conv1d, conv2d, gelu, pad, softplus
 
 _SOFTPLUS_ONE = 0.5413248546129181  # softplus(_SOFTPLUS_ONE) = 1
 
@@ -73,6 +73,58 @@ class StackedMLP(nn.Module):
             else:
                 hidden = torch.baddbmm(bias, hidden, weight)
         return hidden.reshape(*inputs.shape[:-1], hidden.shape[-1])
+
+
+class Convolution(nn.Module):
+    """A convolution along time, causal, or over the two axes of an image, centred.
+
+    The output has the length of the input, or that divided by the stride and rounded up. Along
+    time a step reads itself and steps before it, zeros before the first.
+
+    Args:
+        in_channels: Number of channels read.
+        out_channels: Number of channels written.
+        kernel_size: Number of positions read along each axis; odd for images.
+        num_dims: 1 for series, 2 for images.
+        dilation: Distance between the positions read.
+        stride: Distance between the positions written.
+
+    Example:
+        >>> Convolution(3, 5, 3, num_dims=1)(torch.ones(2, 3, 20)).shape
+        torch.Size([2, 5, 20])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        num_dims: int,
+        dilation: int = 1,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        shape = (out_channels, in_channels, *(num_dims * (kernel_size,)))
+        bound = (in_channels * kernel_size**num_dims) ** -0.5
+        self.weight = nn.Parameter(bound * (2 * torch.rand(shape) - 1))
+        self.bias = nn.Parameter(bound * (2 * torch.rand(out_channels) - 1))
+        self.num_dims, self.dilation, self.stride = num_dims, dilation, stride
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Channels come first, then positions.
+
+        Args:
+            inputs: Shape `(rows, in_channels, *positions)`.
+
+        Returns:
+            Shape `(rows, out_channels, *positions)`.
+        """
+        reach = self.dilation * (self.weight.shape[-1] - 1)
+        if self.num_dims == 1:
+            padded = pad(inputs, (reach, 0))
+            return conv1d(padded, self.weight, self.bias, self.stride, 0, self.dilation)
+        return conv2d(inputs, self.weight, self.bias, self.stride, reach // 2, self.dilation)
 
 
 def positive(raw: Tensor) -> Tensor:

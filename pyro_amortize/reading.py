@@ -12,7 +12,6 @@ import torch
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.messenger import Messenger
-from torch.distributions import biject_to
 
 from pyro_amortize.arguments import (
     IndexPlates,
@@ -31,7 +30,7 @@ from pyro_amortize.checks import PlateCheck, argument_problems, read_data
 from pyro_amortize.levels import GroupInfo, closure
 from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from pyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
-from pyro_amortize.supports import SUPPORTED, Support, read_support
+from pyro_amortize.supports import SUPPORTED, Support, read_support, site_support
 from pyro_amortize.tracing import (
     Trace,
     base_distribution,
@@ -231,8 +230,7 @@ class _ImproperPriors(Messenger):
         if isinstance(base_distribution(msg["fn"]), dist.ImproperUniform):
             if msg["name"] not in self.names:
                 self.names.append(msg["name"])
-            transform = biject_to(msg["fn"].support)
-            msg["value"] = transform(torch.zeros(transform.inverse_shape(msg["fn"].shape())))
+            msg["value"] = _neutral_value(msg["fn"])
             msg["done"] = True
 
     def problems(self) -> list[str]:
@@ -241,6 +239,15 @@ class _ImproperPriors(Messenger):
             "stand-in, wide on the scale of the data"
             for name in self.names
         ]
+
+
+def _neutral_value(fn: Any) -> Any:
+    """The image of zero on the support, or zero where there is no map."""
+    support = read_support(fn.support)
+    if support is None:
+        return torch.zeros(fn.shape())
+    transform = support.bijection(fn.event_dim)
+    return transform(torch.zeros(transform.inverse_shape(fn.shape())))
 
 
 def _site_problems(
@@ -351,8 +358,7 @@ def _read_latents(
         if name in observed:
             continue
         fn = site["fn"]
-        is_circular = isinstance(base_distribution(fn), dist.VonMises)  # its support says real
-        support = None if is_circular else read_support(fn.support)
+        support = site_support(fn)
         event_shape = tuple(fn.event_shape)
         if support is None:
             problems.append(
@@ -360,7 +366,11 @@ def _read_latents(
                 f"line; supported are {SUPPORTED}"
             )
             continue
-        if support != read_support(again[name]["fn"].support):
+        elsewhere = site_support(again[name]["fn"])
+        if elsewhere is not None and elsewhere.centre != support.centre:
+            support = replace(support, centre=None)  # it follows other latents: any will do
+            elsewhere = replace(elsewhere, centre=None)
+        if support != elsewhere:
             problems.append(
                 f"site '{name}': its support changes with other latents. Write it as a "
                 "transformation of a site with a fixed support"

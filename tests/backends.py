@@ -5,6 +5,7 @@ Everything goes in and comes out as NumPy.
 """
 
 import importlib
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -50,6 +51,14 @@ class NumPyroHost:
 
     def key(self, seed):
         return self._jax.random.key(seed)
+
+    def double_precision(self):
+        """A context in which everything new has 64 bits."""
+        return self._jax.enable_x64(new_val=True)
+
+    def draws(self, distribution, num, seed=0):
+        """Draws of a distribution of the host."""
+        return numpy_tree(distribution.sample(self.key(seed), (num,)))
 
     def guide(self, model, **options):
         return self.package.AmortizedGuide(model, **options)
@@ -202,6 +211,21 @@ class PyroHost:
 
     def seed(self, seed):
         self._pyro.set_rng_seed(seed)
+
+    @contextmanager
+    def double_precision(self):
+        """A context in which everything new has 64 bits."""
+        before = self._torch.get_default_dtype()
+        self._torch.set_default_dtype(self._torch.float64)
+        try:
+            yield
+        finally:
+            self._torch.set_default_dtype(before)
+
+    def draws(self, distribution, num, seed=0):
+        """Draws of a distribution of the host."""
+        self.seed(seed)
+        return numpy_tree(distribution.sample((num,)))
 
     def guide(self, model, **options):
         return self.package.AmortizedGuide(model, **options)

@@ -6,7 +6,13 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from numpyro.distributions.transforms import OrderedTransform
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import (
+    AffineTransform,
+    ExpTransform,
+    L1BallTransform,
+    OrderedTransform,
+)
 
 from tests.problems import PROBLEMS
 
@@ -15,6 +21,8 @@ _SCALE = PROBLEMS["normal_unknown_scale"]
 _SIGN = PROBLEMS["two_mode_sign"]
 _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
+_SERIES = PROBLEMS["autoregression"]
+_BLOB = PROBLEMS["blob_image"]
 
 
 def conjugate_normal(x=None):
@@ -51,6 +59,36 @@ def _linear_gaussian(dim):
 
 linear_gaussian_2, linear_gaussian_2_many = _linear_gaussian(2)
 linear_gaussian_10, linear_gaussian_10_many = _linear_gaussian(10)
+
+
+def autoregression(y=None):
+    """One series is one event: `y_t = phi y_(t-1) + noise`."""
+    phi = numpyro.sample("phi", dist.Uniform(-1.0, 1.0))
+    steps = jnp.arange(_SERIES.num_steps)
+    lags = steps[:, None] - steps
+    powers = phi ** jnp.clip(lags, 0)
+    factor = jnp.where(lags >= 0, powers, 0.0)
+    mean = jnp.zeros(_SERIES.num_steps)
+    numpyro.sample("y", dist.MultivariateNormal(mean, scale_tril=factor), obs=y)
+
+
+def panels(weight, y=None):
+    """Several series, one event each, with a covariate of each row."""
+    phi = numpyro.sample("phi", dist.Uniform(-1.0, 1.0))
+    with numpyro.plate("rows", len(weight), dim=-1):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        mean = (level + weight)[..., None] + phi[..., None] * jnp.ones(6)
+        numpyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+
+def blob_image(y=None):
+    """One image is one event."""
+    z = numpyro.sample("z", dist.Normal(0.0, _BLOB.spread).expand([2]).to_event(1))
+    pixels = jnp.linspace(-1.0, 1.0, 8)
+    rows = jnp.exp(-0.5 * ((pixels - z[..., :1]) / _BLOB.width) ** 2)
+    columns = jnp.exp(-0.5 * ((pixels - z[..., 1:]) / _BLOB.width) ** 2)
+    mean = rows[..., :, None] * columns[..., None, :]
+    numpyro.sample("y", dist.Normal(mean, _BLOB.noise).to_event(2), obs=y)
 
 
 def two_mode_sign(x=None):
@@ -173,7 +211,48 @@ SUPPORTS = {
         dist.Normal(0.0, 1.0).expand([2]).to_event(1), OrderedTransform()
     ),
     "corr_cholesky": lambda: dist.LKJCholesky(2, 1.0),
+    "circular": lambda: dist.VonMises(2.5, 1.5),
+    "circular_pair": lambda: dist.SineBivariateVonMises(0.5, -2.0, 3.0, 2.0, 1.0),
+    "sphere": lambda: dist.ProjectedNormal(jnp.array([1.0, -0.5, 0.8])),
+    "unit_interval": lambda: dist.Beta(2.0, 3.0),
+    "less_than": lambda: _OnSupport(
+        constraints.less_than(3.0), dist.Exponential(1.0), AffineTransform(3.0, -1.0)
+    ),
+    "positive_ordered": lambda: _OnSupport(
+        constraints.positive_ordered_vector,
+        dist.Normal(0.0, 1.0).expand([2]).to_event(1),
+        [OrderedTransform(), ExpTransform()],
+    ),
+    "corr_matrix": lambda: dist.LKJ(2, 2.0),
+    "lower_cholesky": lambda: dist.WishartCholesky(5.0, jnp.eye(2)),
+    "positive_definite": lambda: dist.Wishart(5.0, jnp.eye(2)),
+    "l1_ball": lambda: dist.TransformedDistribution(
+        dist.Normal(0.0, 1.0).expand([2]).to_event(1), L1BallTransform()
+    ),
+    "zero_sum": lambda: dist.ZeroSumNormal(1.5, event_shape=(3,)),
 }
+
+
+class _OnSupport(dist.TransformedDistribution):
+    """A distribution of a user, on a support that no distribution of the host has."""
+
+    def __init__(self, support, base, transforms):
+        self._own_support = support
+        super().__init__(base, transforms)
+
+    support = property(lambda self: self._own_support)
+
+
+VECTORS = (
+    "simplex",
+    "ordered",
+    "positive_ordered",
+    "circular_pair",
+    "sphere",
+    "l1_ball",
+    "zero_sum",
+)
+MATRICES = ("corr_cholesky", "corr_matrix", "lower_cholesky", "positive_definite")
 
 
 def with_support(kind):
@@ -181,9 +260,7 @@ def with_support(kind):
 
     def model(y=None):
         u = numpyro.sample("u", SUPPORTS[kind]())
-        first = u[..., 0] if kind in ("simplex", "ordered") else u
-        if kind == "corr_cholesky":
-            first = u[..., 1, 0]
+        first = u[..., 1, 0] if kind in MATRICES else u[..., 0] if kind in VECTORS else u
         with numpyro.plate("rows", 3, dim=-1):
             numpyro.sample("y", dist.Normal(first, 1.0), obs=y)
 
@@ -204,6 +281,15 @@ def wide_supports(y=None):
     mean = simplex[..., 0] + ordered[..., 0] + corr[..., 1, 0] + box[..., 0]
     with numpyro.plate("rows", 3, dim=-1):
         numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def headings(y=None):
+    """Angles and directions in a plate: one mean direction is drawn, the other is shared."""
+    mean = numpyro.sample("mean", dist.VonMises(0.3, 2.0))
+    with numpyro.plate("rows", 4, dim=-1):
+        angle = numpyro.sample("angle", dist.VonMises(mean, 4.0))
+        axis = numpyro.sample("axis", dist.ProjectedNormal(jnp.array([0.0, 2.0, 1.0])))
+        numpyro.sample("y", dist.Normal(jnp.sin(angle) + axis[..., 0], 0.5), obs=y)
 
 
 # Models that a guide must refuse, or that go wrong while they are simulated.

@@ -5,7 +5,14 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions.transforms import OrderedTransform
+from pyro.distributions import constraints
+from pyro.distributions.transforms import (
+    AffineTransform,
+    CholeskyTransform,
+    CorrMatrixCholeskyTransform,
+    ExpTransform,
+    OrderedTransform,
+)
 from pyro.nn import PyroModule, PyroParam, PyroSample
 
 from tests.problems import PROBLEMS
@@ -15,6 +22,8 @@ _SCALE = PROBLEMS["normal_unknown_scale"]
 _SIGN = PROBLEMS["two_mode_sign"]
 _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
+_SERIES = PROBLEMS["autoregression"]
+_BLOB = PROBLEMS["blob_image"]
 
 
 def conjugate_normal(x=None):
@@ -51,6 +60,36 @@ def _linear_gaussian(dim):
 
 linear_gaussian_2, linear_gaussian_2_many = _linear_gaussian(2)
 linear_gaussian_10, linear_gaussian_10_many = _linear_gaussian(10)
+
+
+def autoregression(y=None):
+    """One series is one event: `y_t = phi y_(t-1) + noise`."""
+    phi = pyro.sample("phi", dist.Uniform(-1.0, 1.0))
+    steps = torch.arange(_SERIES.num_steps)
+    lags = steps[:, None] - steps
+    powers = phi[..., None, None] ** torch.clamp(lags, min=0)
+    factor = torch.where(lags >= 0, powers, 0.0)
+    mean = torch.zeros(_SERIES.num_steps)
+    pyro.sample("y", dist.MultivariateNormal(mean, scale_tril=factor), obs=y)
+
+
+def panels(weight, y=None):
+    """Several series, one event each, with a covariate of each row."""
+    phi = pyro.sample("phi", dist.Uniform(-1.0, 1.0))
+    with pyro.plate("rows", len(weight), dim=-1):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        mean = (level + weight)[..., None] + phi[..., None] * torch.ones(6)
+        pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
+
+
+def blob_image(y=None):
+    """One image is one event."""
+    z = pyro.sample("z", dist.Normal(0.0, _BLOB.spread).expand([2]).to_event(1))
+    pixels = torch.linspace(-1.0, 1.0, 8)
+    rows = torch.exp(-0.5 * ((pixels - z[..., :1]) / _BLOB.width) ** 2)
+    columns = torch.exp(-0.5 * ((pixels - z[..., 1:]) / _BLOB.width) ** 2)
+    mean = rows[..., :, None] * columns[..., None, :]
+    pyro.sample("y", dist.Normal(mean, _BLOB.noise).to_event(2), obs=y)
 
 
 def two_mode_sign(x=None):
@@ -178,7 +217,48 @@ SUPPORTS = {
         dist.Normal(0.0, 1.0).expand([2]).to_event(1), OrderedTransform()
     ),
     "corr_cholesky": lambda: dist.LKJCholesky(2, 1.0),
+    "circular": lambda: dist.VonMises(2.5, 1.5),
+    "circular_pair": lambda: dist.SineBivariateVonMises(
+        torch.tensor(0.5), torch.tensor(-2.0), torch.tensor(3.0), torch.tensor(2.0), 1.0
+    ),
+    "sphere": lambda: dist.ProjectedNormal(torch.tensor([1.0, -0.5, 0.8])),
+    "unit_interval": lambda: dist.Beta(2.0, 3.0),
+    "less_than": lambda: _OnSupport(
+        constraints.less_than(3.0), dist.Exponential(1.0), AffineTransform(3.0, -1.0)
+    ),
+    "positive_ordered": lambda: _OnSupport(
+        constraints.positive_ordered_vector,
+        dist.Normal(0.0, 1.0).expand([2]).to_event(1),
+        [OrderedTransform(), ExpTransform()],
+    ),
+    # Pyro 1.9.2 cannot expand its own LKJ, which is this.
+    "corr_matrix": lambda: dist.TransformedDistribution(
+        dist.LKJCholesky(2, 2.0), CorrMatrixCholeskyTransform().inv
+    ),
+    "lower_cholesky": lambda: dist.TransformedDistribution(
+        dist.Wishart(torch.tensor(5.0), torch.eye(2)), CholeskyTransform()
+    ),
+    "positive_definite": lambda: dist.Wishart(torch.tensor(5.0), torch.eye(2)),
 }
+
+
+class _OnSupport(dist.TransformedDistribution):
+    """A distribution of a user, on a support that no distribution of the host has."""
+
+    def __init__(self, support, base, transforms):
+        self._own_support = support
+        super().__init__(base, transforms)
+
+    def expand(self, batch_shape, _instance=None):
+        new = _OnSupport.__new__(_OnSupport)
+        new._own_support = self._own_support
+        return super().expand(batch_shape, new)
+
+    support = property(lambda self: self._own_support)
+
+
+VECTORS = ("simplex", "ordered", "positive_ordered", "circular_pair", "sphere")
+MATRICES = ("corr_cholesky", "corr_matrix", "lower_cholesky", "positive_definite")
 
 
 def with_support(kind):
@@ -186,9 +266,7 @@ def with_support(kind):
 
     def model(y=None):
         u = pyro.sample("u", SUPPORTS[kind]())
-        first = u[..., 0] if kind in ("simplex", "ordered") else u
-        if kind == "corr_cholesky":
-            first = u[..., 1, 0]
+        first = u[..., 1, 0] if kind in MATRICES else u[..., 0] if kind in VECTORS else u
         with pyro.plate("rows", 3, dim=-1):
             pyro.sample("y", dist.Normal(first, 1.0), obs=y)
 
@@ -209,6 +287,15 @@ def wide_supports(y=None):
     mean = simplex[..., 0] + ordered[..., 0] + corr[..., 1, 0] + box[..., 0]
     with pyro.plate("rows", 3, dim=-1):
         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def headings(y=None):
+    """Angles and directions in a plate: one mean direction is drawn, the other is shared."""
+    mean = pyro.sample("mean", dist.VonMises(0.3, 2.0))
+    with pyro.plate("rows", 4, dim=-1):
+        angle = pyro.sample("angle", dist.VonMises(mean, 4.0))
+        axis = pyro.sample("axis", dist.ProjectedNormal(torch.tensor([0.0, 2.0, 1.0])))
+        pyro.sample("y", dist.Normal(torch.sin(angle) + axis[..., 0], 0.5), obs=y)
 
 
 # Models that a guide must refuse, or that go wrong while they are simulated.

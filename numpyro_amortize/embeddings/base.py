@@ -19,7 +19,8 @@ class EmbeddingNetwork(eqx.Module):
         """Contexts at every level.
 
         Args:
-            values: Standardised events and inputs, shape `(*batch, *aligned plates, size)`.
+            values: Standardised events, flattened, then inputs, shape
+                `(*batch, *aligned plates, size)`.
             pooling: The levels and how to get from one to the next.
 
         Returns:
@@ -31,11 +32,14 @@ class Embedding(ABC):
     """A specification of an embedding; sizes come from the model."""
 
     @abstractmethod
-    def build(self, num_values: int, sources: Sequence[int], rng_key: Array) -> EmbeddingNetwork:
+    def build(
+        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int], rng_key: Array
+    ) -> EmbeddingNetwork:
         """Build the networks for one observed site.
 
         Args:
-            num_values: Number of standardised values per event, inputs included.
+            event_shape: Event shape of the site.
+            num_inputs: Number of standardised input values beside each event.
             sources: For each level but the first the number of the level that it pools.
             rng_key: Key of the initial weights.
 
@@ -44,5 +48,7 @@ class Embedding(ABC):
         """
 
     @abstractmethod
-    def context_sizes(self, num_values: int, sources: Sequence[int]) -> tuple[int, ...]:
+    def context_sizes(
+        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
+    ) -> tuple[int, ...]:
         """Number of context features at every level."""

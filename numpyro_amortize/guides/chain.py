@@ -314,15 +314,16 @@ def build_chain(
     level_sizes: dict[str, tuple[int, ...]] = {}
     for site in structure.observed:
         rng_key, own = jax.random.split(rng_key)
-        num_values = math.prod(site.event_shape) + sum(
+        num_inputs = sum(
             math.prod(item.event_shape)
             for item in structure.inputs
             if structure.is_over(site, item.plates)
         )
-        num_values += structure.may_miss(site.name)  # whether the event is there
+        num_inputs += structure.may_miss(site.name)  # whether the event is there
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
-        networks.append(embeddings[site.name].build(num_values, sources, own))
-        level_sizes[site.name] = embeddings[site.name].context_sizes(num_values, sources)
+        embedding = embeddings[site.name]
+        networks.append(embedding.build(site.event_shape, num_inputs, sources, own))
+        level_sizes[site.name] = embedding.context_sizes(site.event_shape, num_inputs, sources)
     by_key: dict[Any, list[str]] = {}
     for latent in structure.latents:
         size, foreign = structure.unconstrained_size(latent), structure.foreign_parents(latent)

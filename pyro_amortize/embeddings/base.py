@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_amortize.pooling import Pooling
 
 
-class EmbeddingNetwork(nn.Module):
+class EmbeddingNetwork(nn.Module, ABC):
     """The built form of an embedding."""
 
     @abstractmethod
@@ -18,7 +18,8 @@ class EmbeddingNetwork(nn.Module):
         """Contexts at every level.
 
         Args:
-            values: Standardised events and inputs, shape `(*batch, *aligned plates, size)`.
+            values: Standardised events, flattened, then inputs, shape
+                `(*batch, *aligned plates, size)`.
             pooling: The levels and how to get from one to the next.
 
         Returns:
@@ -30,11 +31,14 @@ class Embedding(ABC):
     """A specification of an embedding; sizes come from the model."""
 
     @abstractmethod
-    def build(self, num_values: int, sources: Sequence[int]) -> EmbeddingNetwork:
+    def build(
+        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
+    ) -> EmbeddingNetwork:
         """Build the networks for one observed site.
 
         Args:
-            num_values: Number of standardised values per event, inputs included.
+            event_shape: Event shape of the site.
+            num_inputs: Number of standardised input values beside each event.
             sources: For each level but the first the number of the level that it pools.
 
         Returns:
@@ -42,5 +46,7 @@ class Embedding(ABC):
         """
 
     @abstractmethod
-    def context_sizes(self, num_values: int, sources: Sequence[int]) -> tuple[int, ...]:
+    def context_sizes(
+        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
+    ) -> tuple[int, ...]:
         """Number of context features at every level."""

@@ -12,6 +12,7 @@ from tests.source_tree import PACKAGES, ROOT, TWINS, exported, imports, modules
 LAYERS = (
     {
         "supports",
+        "bijections",
         "ordering",
         "levels",
         "pooling",

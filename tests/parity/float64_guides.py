@@ -13,15 +13,17 @@ from tests.problems import PROBLEMS
 
 SIGMA = np.linspace(9.0, 18.0, 8)
 
+# Each case gives the model's arguments, the guide's options, latents and data.
+
 
 def schools(rng, local):
-    inputs = {"inputs": {"sigma": "schools"}}
     latents = {
         "mu": 4 + 2 * rng.normal(size=5),
         "tau": np.exp(rng.normal(size=5)),
         local: rng.normal(size=(5, 8)) * (1.0 if local == "z" else 8.0),
     }
-    return (SIGMA,), inputs, latents, {"y": 10 * rng.normal(size=(5, 8))}
+    data = {"y": 10 * rng.normal(size=(5, 8))}
+    return (SIGMA,), {"inputs": {"sigma": "schools"}}, latents, data
 
 
 def linear(rng):
@@ -38,12 +40,52 @@ def grouped(rng):
     return (problem.group, problem.num_groups), options, *problem.sample_joint(rng, 5)
 
 
+def holes(rng):
+    y = np.where(rng.uniform(size=(5, 6)) < 0.3, np.nan, rng.normal(size=(5, 6)))
+    return (), {"missing": "y"}, {"z": rng.normal(size=5)}, {"y": y}
+
+
+def directions(rng):
+    axis = rng.normal(size=(5, 4, 3))
+    latents = {
+        "mean": rng.uniform(-3, 3, size=5),
+        "angle": rng.uniform(-3, 3, size=(5, 4)),
+        "axis": axis / np.linalg.norm(axis, axis=-1, keepdims=True),
+    }
+    return (), {}, latents, {"y": rng.normal(size=(5, 4))}
+
+
+def series(rng, **settings):
+    options = {"embedding": ("SequenceEmbedding", settings)}
+    return (), options, {"phi": rng.uniform(-1, 1, size=5)}, {"y": rng.normal(size=(5, 50))}
+
+
+def panels(rng):
+    options = {
+        "inputs": {"weight": "rows"},
+        "embedding": ("SequenceEmbedding", {"num_layers": 2}),
+    }
+    latents = {"phi": rng.uniform(-1, 1, size=5), "level": rng.normal(size=(5, 3))}
+    return (np.array([0.5, -1.0, 2.0]),), options, latents, {"y": rng.normal(size=(5, 3, 6))}
+
+
+def blob(rng):
+    options = {"embedding": ("ImageEmbedding", {})}
+    return (), options, {"z": rng.normal(size=(5, 2))}, {"y": rng.normal(size=(5, 8, 8))}
+
+
 CASES = {
     "eight_schools_centered": lambda rng: schools(rng, "theta"),
     "eight_schools_noncentered": lambda rng: schools(rng, "z"),
     "linear_gaussian_10": linear,
     "crossed_effects": crossed,
     "grouped_normal": grouped,
+    "rows_of_any_number": holes,
+    "headings": directions,
+    "autoregression": series,
+    "autoregression_recurrent": lambda rng: series(rng, kind="recurrent"),
+    "panels": panels,
+    "blob_image": blob,
 }
 
 
@@ -60,8 +102,12 @@ def main(backend: str, folder: Path) -> None:
         args = tuple(
             host.array(value) if isinstance(value, np.ndarray) else value for value in args
         )
-        model, path = getattr(host.models, name), folder / f"{name}.safetensors"
+        model = getattr(host.models, name.removesuffix("_recurrent"))
+        path = folder / f"{name}.safetensors"
         if backend == "numpyro":
+            if "embedding" in options:
+                kind, settings = options["embedding"]
+                options["embedding"] = getattr(host.package, kind)(**settings)
             guide = host.guide(model, observed=list(observations), **options)
             scale = 0.05 if name == "crossed_effects" else 0.1  # its networks are deep
             host.scrambled(model, guide, *args, scale=scale).save(path)

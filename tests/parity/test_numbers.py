@@ -62,11 +62,14 @@ STRUCTURES = {
     ),
     "nested_groups": ((), {"observed": "y"}),
     "wide_supports": ((), {"observed": "y"}),
+    "headings": ((), {"observed": "y"}),
+    "autoregression": ((), {"observed": "y"}),
+    "panels": ((np.array([0.5, -1.0, 2.0]),), {"observed": "y", "inputs": {"weight": "rows"}}),
+    "blob_image": ((), {"observed": "y"}),
     "two_observed": ((), {"observed": ("a", "b")}),
     "with_factor": ((), {"observed": "y"}),
     "with_parameter": ((), {"observed": "y"}),
     "paired_rows": ((), {"observed": ("a", "b")}),
-<<<<<<< HEAD
     "crossed_effects": ((), {"observed": "y"}),
     "grouped_normal": (
         (PROBLEMS["grouped_normal"].group, 8),
@@ -76,11 +79,9 @@ STRUCTURES = {
             "sizes": {"num_groups": "groups"},
         },
     ),
-=======
     "two_locals": ((), {"observed": "y"}),
     "mixture_priors": ((), {"observed": "y"}),
     "reduced_deterministic": ((), {"observed": "y"}),
->>>>>>> owed
 }
 
 

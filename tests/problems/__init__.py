@@ -11,7 +11,9 @@ Each problem is a frozen dataclass with
 - `sample_posterior(rng, observations) -> latents`: one exact draw for each row.
 """
 
+from tests.problems.autoregression import Autoregression
 from tests.problems.beta_binomial import BetaBinomial
+from tests.problems.blob_image import BlobImage
 from tests.problems.conjugate_normal import ConjugateNormal
 from tests.problems.crossed_effects import CrossedEffects
 from tests.problems.grouped_normal import GroupedNormal
@@ -21,7 +23,9 @@ from tests.problems.normal_unknown_scale import NormalUnknownScale
 from tests.problems.two_mode_sign import TwoModeSign
 
 PROBLEMS = {
+    "autoregression": Autoregression(),
     "beta_binomial": BetaBinomial(),
+    "blob_image": BlobImage(),
     "conjugate_normal": ConjugateNormal(),
     "crossed_effects": CrossedEffects(),
     "grouped_normal": GroupedNormal(),
@@ -34,7 +38,9 @@ PROBLEMS = {
 
 __all__ = [
     "PROBLEMS",
+    "Autoregression",
     "BetaBinomial",
+    "BlobImage",
     "ConjugateNormal",
     "CrossedEffects",
     "GroupedNormal",

@@ -36,6 +36,19 @@ def log_joint(problem, name, latents, observations):
         a, b, y = latents["a"], latents["b"], observations["y"]
         prior = norm.logpdf(a).sum((1, 2)) + norm.logpdf(b).sum(1)
         return prior + norm.logpdf(y, a + b[:, None], problem.noise).sum((1, 2))
+    if name == "autoregression":
+        phi, y = latents["phi"], observations["y"]
+        before = np.concatenate([np.zeros((len(y), 1)), y[:, :-1]], axis=1)
+        return np.log(0.5) + norm.logpdf(y, phi[:, None] * before).sum(1)
+    if name == "blob_image":
+        z, y = latents["z"], observations["y"]
+        places = np.linspace(-1, 1, 8)
+        rows, columns = np.meshgrid(places, places, indexing="ij")
+        centre = z[:, :, None, None]
+        square = (rows - centre[:, 0]) ** 2 + (columns - centre[:, 1]) ** 2
+        mean = np.exp(-square / (2 * problem.width**2))
+        prior = norm.logpdf(z, 0, problem.spread).sum(1)
+        return prior + norm.logpdf(y, mean, problem.noise).sum((1, 2))
     mu, theta, y = latents["mu"], latents["theta"], observations["y"]
     if name == "grouped_normal":
         tau = latents["tau"]
@@ -67,6 +80,7 @@ def test_posterior_is_the_joint_over_the_evidence(name, rng):
         ("conjugate_normal", (-8, 8)),
         ("two_mode_sign", (-8, 8)),
         ("beta_binomial", (0, 1)),
+        ("autoregression", (-1, 1)),
     ],
 )
 def test_posterior_of_one_latent_integrates_to_one(name, interval, rng):
@@ -80,7 +94,8 @@ def test_posterior_of_one_latent_integrates_to_one(name, interval, rng):
         def density(value, one=one):
             return np.exp(problem.log_posterior({site: np.array([value])}, one))[0]
 
-        total, _ = quad(density, *interval, points=(-peak, peak)[name == "beta_binomial" :])
+        points = (peak,) if name == "beta_binomial" else (-peak, peak)
+        total, _ = quad(density, *interval, points=points)
         assert total == pytest.approx(1.0, abs=1e-6)
 
 

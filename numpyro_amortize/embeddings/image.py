@@ -1,0 +1,141 @@
+"""Features of events that are images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from numpyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
+from numpyro_amortize.embeddings.pooled_features import (
+    EventFeatures,
+    build_pooled_features,
+    pooled_sizes,
+)
+from numpyro_amortize.networks import Convolution
+
+
+@dataclass(frozen=True)
+class ImageEmbedding(Embedding):
+    """A small residual network on each image, then plates pooled as in `PlateEmbedding`.
+
+    Residual blocks of 3 x 3 convolutions, the resolution halved between them, on the image
+    and two channels of coordinates, without which a mean over positions could not say where
+    something is. The features of an event are, for each channel, the mean over positions and
+    a mean weighted by learned attention. What skips the networks is the mean and the spread
+    of each colour channel, in place of every pixel.
+
+    Use it for an observed site whose event is one image, shape `(H, W)` or `(C, H, W)`.
+
+    Args:
+        feature_dim: Number of features per event and per pooled set.
+        num_channels: Width of the convolutions.
+        num_blocks: Number of residual blocks; the resolution is halved after all but the last.
+        hidden_dims: Widths of the hidden layers of all other networks.
+
+    Raises:
+        ValueError: At set-up, if the event is no image.
+
+    Example:
+        >>> ImageEmbedding(feature_dim=4).context_sizes((3, 8, 8), 0, [0])
+        (10, 17)
+
+    References:
+        He et al. (2016), arXiv:1603.05027, for the blocks; Liu et al. (2018), arXiv:1807.03247,
+        for the coordinates.
+    """
+
+    feature_dim: int = 32
+    num_channels: int = 16
+    num_blocks: int = 2
+    hidden_dims: tuple[int, ...] = (64, 64)
+
+    def build(
+        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int], rng_key: Array
+    ) -> EmbeddingNetwork:
+        """Build the networks for one observed site."""
+        layout = _image_layout(event_shape)
+        own = jax.random.fold_in(rng_key, 0)
+        network = ImageConvolutions(layout[0], self.num_channels, self.num_blocks, rng_key=own)
+        event = EventFeatures(network, layout, 0, 2 * self.num_channels)
+        return build_pooled_features(
+            self.feature_dim, self.hidden_dims, num_inputs, sources, event, rng_key=rng_key
+        )
+
+    def context_sizes(
+        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Number of context features at every level."""
+        num_skipped = 2 * _image_layout(event_shape)[0] + num_inputs
+        return pooled_sizes(self.feature_dim, num_skipped, sources)
+
+
+class ImageConvolutions(eqx.Module):
+    """Residual blocks on images of any size, summed up over positions.
+
+    Args:
+        in_channels: Number of channels of an image.
+        num_channels: Number of hidden channels.
+        num_blocks: Number of residual blocks.
+        rng_key: Key of the initial weights.
+    """
+
+    lift: Convolution
+    first: list[Convolution]
+    second: list[Convolution]
+    halve: list[Convolution]
+    head: Convolution
+
+    def __init__(
+        self, in_channels: int, num_channels: int, num_blocks: int, *, rng_key: Array
+    ) -> None:
+        keys = iter(jax.random.split(rng_key, 3 * num_blocks + 2))
+        self.lift = Convolution(in_channels + 2, num_channels, 3, num_dims=2, rng_key=next(keys))
+        self.first, self.second = (
+            [
+                Convolution(num_channels, num_channels, 3, num_dims=2, rng_key=next(keys))
+                for _ in range(num_blocks)
+            ]
+            for _ in range(2)
+        )
+        self.halve = [
+            Convolution(num_channels, num_channels, 3, num_dims=2, stride=2, rng_key=next(keys))
+            for _ in range(num_blocks - 1)
+        ]
+        self.head = Convolution(num_channels, 2 * num_channels, 1, num_dims=2, rng_key=next(keys))
+
+    def __call__(self, images: Array) -> Array:
+        """Mean and attended mean over positions, `2 num_channels` features."""
+        height, width = images.shape[-2:]
+        rows = jnp.linspace(-1.0, 1.0, height, dtype=images.dtype)
+        columns = jnp.linspace(-1.0, 1.0, width, dtype=images.dtype)
+        places = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"))
+        hidden = self.lift(jnp.concatenate([images, places], axis=-3))
+        for number, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
+            hidden = hidden + second(_gelu(first(_gelu(hidden))))
+            if number < len(self.halve):
+                hidden = self.halve[number](hidden)
+        head = self.head(_gelu(hidden))
+        values, scores = jnp.split(head.reshape(head.shape[0], -1), 2)
+        attended = jnp.sum(jax.nn.softmax(scores, axis=-1) * values, axis=-1)
+        return jnp.concatenate([jnp.mean(values, axis=-1), attended])
+
+
+def _gelu(value: Array) -> Array:
+    return jax.nn.gelu(value, approximate=False)
+
+
+def _image_layout(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width."""
+    if len(event_shape) not in (2, 3):
+        raise ValueError(
+            f"ImageEmbedding: expected an event of shape (H, W) or (C, H, W), got {event_shape}; "
+            "write the image as one event with .to_event(2) or .to_event(3), or use another "
+            "embedding"
+        )
+    channels = event_shape[0] if len(event_shape) == 3 else 1
+    return channels, event_shape[-2], event_shape[-1]

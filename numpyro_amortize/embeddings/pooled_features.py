@@ -1,0 +1,190 @@
+"""Features pooled from level to level, shared by all embeddings that do it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from numpyro_amortize.embeddings.base import EmbeddingNetwork
+from numpyro_amortize.networks import StackedMLP
+from numpyro_amortize.pooling import Pooling, join_features
+
+_SPREAD_FLOOR = 1e-2  # in units of the prior predictive spread
+
+
+class EventFeatures(eqx.Module):
+    """A network on whole events, and the moments of an event that skip it.
+
+    The moments are the mean and the spread of each channel over its positions, in place of
+    the values themselves, which are too many where events are series or images.
+
+    Args:
+        network: Maps one squashed event `layout` to features `(num_features,)`.
+        layout: Shape in which the network reads an event.
+        channel_axis: Axis of the layout that holds channels; None if the event is one channel.
+        num_features: Number of features that the network gives.
+    """
+
+    network: eqx.Module
+    layout: tuple[int, ...] = eqx.field(static=True)
+    channel_axis: int | None = eqx.field(static=True)
+    num_features: int = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        """Number of values of an event."""
+        return math.prod(self.layout)
+
+    @property
+    def num_moments(self) -> int:
+        """Number of values that skip the network."""
+        return 2 * (1 if self.channel_axis is None else self.layout[self.channel_axis])
+
+    def __call__(self, values: Array) -> tuple[Array, Array]:
+        """Features and moments of flattened events.
+
+        Args:
+            values: Shape `(*batch, size)`, standardised.
+
+        Returns:
+            Shapes `(*batch, num_features)` and `(*batch, num_moments)`.
+        """
+        batch = values.shape[:-1]
+        events = values.reshape(-1, *self.layout)
+        network: Any = self.network
+        features = jax.vmap(network)(jnp.arcsinh(events))
+        if self.channel_axis is None:
+            channels = events[:, None]
+        else:
+            channels = jnp.moveaxis(events, 1 + self.channel_axis, 1)
+        channels = channels.reshape(*channels.shape[:2], -1)
+        mean = jnp.mean(channels, axis=-1)
+        centred = channels - mean[..., None]
+        spread = jnp.sqrt(jnp.mean(centred**2, axis=-1) + 1e-12)
+        moments = jnp.concatenate([mean, spread], axis=-1)
+        return features.reshape(*batch, -1), moments.reshape(*batch, -1)
+
+
+class PooledFeatures(EmbeddingNetwork):
+    """Features of every event, pooled level by level with the moments of what skips the network.
+
+    Args:
+        features: Maps each event, or the features of its own network, with the inputs.
+        pooled: One network for each level but the first.
+        exchanges: One network for each round in which the events read what has been pooled.
+        event: A network on whole events; None if `features` reads their values.
+    """
+
+    features: StackedMLP
+    pooled: list[StackedMLP]
+    exchanges: list[StackedMLP]
+    event: EventFeatures | None = None
+
+    def __call__(self, values: Array, pooling: Pooling) -> list[Array]:
+        """Contexts at every level."""
+        if self.event is None:
+            read = jnp.arcsinh(values)
+        else:
+            extracted, moments = self.event(values[..., : self.event.size])
+            inputs = values[..., self.event.size :]
+            values = join_features([moments, inputs])
+            read = join_features([extracted, jnp.arcsinh(inputs)])
+        squashed = jnp.arcsinh(values)
+        skipped = [squashed, *_moments(values, pooling)]
+        features = self._pool(self.features(read, 0), skipped, pooling)
+        for exchange in self.exchanges:
+            base = pooling.levels[0].plates
+            seen = [squashed] + [
+                pooling.spread(part, level.plates, base)
+                for part, level in zip(features, pooling.levels, strict=True)
+            ]
+            features = self._pool(features[0] + exchange(join_features(seen), 0), skipped, pooling)
+        return [join_features([*pair]) for pair in zip(features, skipped, strict=True)]
+
+    def _pool(self, features: Array, skipped: Sequence[Array], pooling: Pooling) -> list[Array]:
+        """Features at every level, a network after each pooling."""
+        levels = [features]
+        for number, network in enumerate(self.pooled, start=1):
+            pooled = pooling.mean(number, levels[pooling.levels[number].source or 0])
+            levels.append(network(join_features([pooled, skipped[number]]), 0))
+        return levels
+
+
+def _moments(values: Array, pooling: Pooling) -> list[Array]:
+    """Mean, spread and count of the standardised values at every level but the first."""
+    kept, found = [values], []
+    for number, level in enumerate(pooling.levels[1:], start=1):
+        source = kept[level.source or 0]
+        mean = pooling.mean(number, source)
+        plates = pooling.levels[level.source or 0].plates
+        around = pooling.spread(mean, level.plates, plates)
+        variance = pooling.mean(number, (source - around) ** 2)
+        spread = jnp.sqrt(variance + 1e-12)
+        log_count = jnp.log1p(pooling.counts[number])
+        found.append(join_features([jnp.arcsinh(mean), jnp.log(_SPREAD_FLOOR + spread), log_count]))
+        kept.append(jnp.concatenate([mean, spread], axis=-1))
+    return found
+
+
+def pooled_sizes(feature_dim: int, num_skipped: int, sources: Sequence[int]) -> tuple[int, ...]:
+    """Number of context features at every level.
+
+    Args:
+        feature_dim: Number of features per event and per pooled set.
+        num_skipped: Number of values of an event that skip the networks.
+        sources: For each level but the first the number of the level that it pools.
+
+    Returns:
+        One number for each level, the unpooled one first.
+    """
+    values, skipped = [num_skipped], [num_skipped]
+    for source in sources:
+        values.append(2 * values[source])
+        skipped.append(values[-1] + 1)
+    return tuple(feature_dim + size for size in skipped)
+
+
+def build_pooled_features(
+    feature_dim: int,
+    hidden_dims: Sequence[int],
+    num_values: int,
+    sources: Sequence[int],
+    event: EventFeatures | None = None,
+    *,
+    num_rounds: int = 3,
+    rng_key: Array,
+) -> PooledFeatures:
+    """The networks of one observed site.
+
+    Args:
+        feature_dim: Number of features per event and per pooled set.
+        hidden_dims: Widths of the hidden layers.
+        num_values: Number of values beside those that `event` reads: all, or the inputs.
+        sources: For each level but the first the number of the level that it pools.
+        event: A network on whole events, or None.
+        num_rounds: Rounds of exchange where plates cross.
+        rng_key: Key of the initial weights.
+
+    Returns:
+        The networks.
+    """
+    num_skipped = num_values if event is None else num_values + event.num_moments
+    num_read = num_values if event is None else num_values + event.num_features
+    sizes = pooled_sizes(feature_dim, num_skipped, sources)
+    is_crossed = len(set(sources)) < len(sources)
+    keys = iter(jax.random.split(rng_key, len(sizes) + num_rounds))
+
+    def network(in_size: int) -> StackedMLP:
+        return StackedMLP(1, in_size, hidden_dims, feature_dim, rng_key=next(keys))
+
+    features = network(num_read)
+    pooled = [network(size) for size in sizes[1:]]
+    seen = num_skipped + feature_dim * len(sizes)
+    exchanges = [network(seen) for _ in range(num_rounds if is_crossed else 0)]
+    return PooledFeatures(features, pooled, exchanges, event)

@@ -1,0 +1,145 @@
+"""Features of events that are series in time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from pyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
+from pyro_amortize.embeddings.pooled_features import (
+    EventFeatures,
+    build_pooled_features,
+    pooled_sizes,
+)
+from pyro_amortize.networks import Convolution
+
+
+@dataclass(frozen=True)
+class SequenceEmbedding(Embedding):
+    """A network along time for each event, then plates pooled as in `PlateEmbedding`.
+
+    `"convolution"` is a residual stack of causal convolutions whose dilation doubles from
+    layer to layer, so that its memory is `1 + (kernel_size - 1) (2**num_layers - 1)` steps;
+    `"recurrent"` is a GRU. The features of an event are the mean over time and the last step
+    of the hidden values. What skips the networks is the mean and the spread over time of each
+    channel: two numbers in place of every value of the series.
+
+    Use it for an observed site whose event is one series, shape `(T,)` or `(T, d)`, whose
+    steps depend on each other. For exchangeable rows use a plate and `PlateEmbedding`.
+
+    Args:
+        kind: `"convolution"` or `"recurrent"`.
+        feature_dim: Number of features per event and per pooled set.
+        num_channels: Width of the network along time.
+        num_layers: Number of convolutions.
+        kernel_size: Steps that one convolution reads.
+        hidden_dims: Widths of the hidden layers of all other networks.
+
+    Raises:
+        ValueError: If `kind` is another word, or, at set-up, if the event is no series.
+
+    Example:
+        >>> SequenceEmbedding(feature_dim=4).context_sizes((20, 3), 0, [0])
+        (10, 17)
+
+    References:
+        Bai et al. (2018), arXiv:1803.01271, for the convolutions; Cho et al. (2014),
+        arXiv:1406.1078, for the gated recurrent unit.
+    """
+
+    kind: Literal["convolution", "recurrent"] = "convolution"
+    feature_dim: int = 32
+    num_channels: int = 32
+    num_layers: int = 4
+    kernel_size: int = 3
+    hidden_dims: tuple[int, ...] = (64, 64)
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("convolution", "recurrent"):
+            raise ValueError(
+                "SequenceEmbedding: expected kind='convolution' or kind='recurrent', got "
+                f"kind={self.kind!r}; choose one of the two"
+            )
+
+    def build(
+        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
+    ) -> EmbeddingNetwork:
+        """Build the networks for one observed site."""
+        layout = _series_layout(event_shape)
+        network: nn.Module
+        if self.kind == "convolution":
+            network = SeriesConvolutions(
+                layout[1], self.num_channels, self.num_layers, self.kernel_size
+            )
+        else:
+            network = SeriesRecurrence(layout[1], self.num_channels)
+        event = EventFeatures(network, layout, 1, 2 * self.num_channels)
+        return build_pooled_features(self.feature_dim, self.hidden_dims, num_inputs, sources, event)
+
+    def context_sizes(
+        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Number of context features at every level."""
+        num_skipped = 2 * _series_layout(event_shape)[1] + num_inputs
+        return pooled_sizes(self.feature_dim, num_skipped, sources)
+
+
+class SeriesConvolutions(nn.Module):
+    """Causal convolutions along a series of any length, each added to what it reads.
+
+    Args:
+        in_channels: Number of channels of the series.
+        num_channels: Number of hidden channels.
+        num_layers: Number of convolutions; the dilation of the last is `2**(num_layers - 1)`.
+        kernel_size: Steps that one convolution reads.
+    """
+
+    def __init__(
+        self, in_channels: int, num_channels: int, num_layers: int, kernel_size: int
+    ) -> None:
+        super().__init__()
+        self.lift = Convolution(in_channels, num_channels, 1, num_dims=1)
+        self.layers = nn.ModuleList(
+            Convolution(num_channels, num_channels, kernel_size, num_dims=1, dilation=2**layer)
+            for layer in range(num_layers)
+        )
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Mean over time and last step of the hidden values, `2 num_channels` features."""
+        hidden = self.lift(series.mT)
+        for layer in self.layers:
+            hidden = hidden + gelu(layer(hidden))
+        return torch.cat([hidden.mean(-1), hidden[..., -1]], -1)
+
+
+class SeriesRecurrence(nn.Module):
+    """A gated recurrent unit along a series of any length.
+
+    Args:
+        in_channels: Number of channels of the series.
+        num_channels: Number of hidden channels.
+    """
+
+    def __init__(self, in_channels: int, num_channels: int) -> None:
+        super().__init__()
+        self.cell = nn.GRU(in_channels, num_channels, batch_first=True)
+
+    def forward(self, series: Tensor) -> Tensor:
+        """Mean over time and last step of the hidden values, `2 num_channels` features."""
+        states, _ = self.cell(series)
+        return torch.cat([states.mean(1), states[:, -1]], -1)
+
+
+def _series_layout(event_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Length and number of channels."""
+    if len(event_shape) not in (1, 2):
+        raise ValueError(
+            f"SequenceEmbedding: expected an event of shape (T,) or (T, d), got {event_shape}; "
+            "write the series as one event with .to_event(1), or use PlateEmbedding"
+        )
+    return event_shape[0], event_shape[1] if len(event_shape) == 2 else 1
