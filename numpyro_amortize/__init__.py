@@ -1,6 +1,11 @@
 """Amortized guides for NumPyro: one network that answers with a posterior for any data set."""
 
-from numpyro_amortize.densities import NormalDensity, SplineFlowDensity
+from numpyro_amortize.densities import (
+    CategoricalDensity,
+    CountDensity,
+    NormalDensity,
+    SplineFlowDensity,
+)
 from numpyro_amortize.embeddings import PlateEmbedding
 from numpyro_amortize.fit import fit
 from numpyro_amortize.guides import AmortizedGuide
@@ -15,6 +20,8 @@ __all__ = [
     "NPE",
     "AmortizedGuide",
     "AmortizedPosterior",
+    "CategoricalDensity",
+    "CountDensity",
     "ImportanceSamples",
     "ModelStructure",
     "NormalDensity",

@@ -21,8 +21,10 @@ from numpyro_amortize.checks import (
     index_argument_problems,
     index_problem,
     is_array,
+    reach_problems,
     read_data,
 )
+from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from numpyro_amortize.structure import InputInfo, ModelStructure, PlateInfo, SiteInfo
@@ -92,6 +94,10 @@ def read_structure(
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, observed, plates)
     problems += support_problems
+    problems += range_problems(
+        {site.name: site.support for site in latent_sites},
+        lambda seed: run_model(proper, args, kwargs, jax.random.key(seed)),
+    )
     if problems:
         raise _report(problems)
 
@@ -115,6 +121,12 @@ def read_structure(
         found = coupled_through(name, order, dependencies, own, reach)
         if found and found[0] in order and not set(own[found[0]]) <= reach[name]:
             coupled[name] = found[0]  # on crossing plates: an approximation, and printed
+            if infos[name].support.is_discrete:
+                problems.append(
+                    f"site '{name}': is discrete, and its elements depend on each other through "
+                    f"site '{found[0]}' on crossing plates, which discrete sites cannot yet. "
+                    "Sum it out of the model, or make it continuous"
+                )
         elif found:
             problems.append(
                 f"site '{name}': its elements along plate '{found[1]}' depend on each other "
@@ -165,7 +177,7 @@ def read_structure(
         settings=read_settings(model, args, kwargs, sizes),
         groups=group_infos,
     )
-    problems += _reach_problems(structure)
+    problems += reach_problems(structure)
     problems += argument_problems(model, args, kwargs, observed, (*inputs, *groups))
     if not problems:
         check = PlateCheck(model, args, kwargs, structure)
@@ -367,7 +379,7 @@ def _read_latents(
         if name in observed:
             continue
         fn = site["fn"]
-        support = read_support(fn.support)
+        support = with_labels(fn, read_support(fn.support))
         event_shape = tuple(fn.event_shape)
         if support is None:
             problems.append(
@@ -375,12 +387,12 @@ def _read_latents(
                 f"line; supported are {SUPPORTED}"
             )
             continue
-        if support != read_support(again[name]["fn"].support):
+        if not support.is_discrete and support != read_support(again[name]["fn"].support):
             problems.append(
                 f"site '{name}': its support changes with other latents. Write it as a "
                 "transformation of a site with a fixed support"
             )
-        if _bounds_ndim(support) > len(event_shape):
+        if not support.is_discrete and _bounds_ndim(support) > len(event_shape):
             problems.append(
                 f"site '{name}': its bounds differ between plate elements. Write it as a "
                 "transformation of a site with one support for all"
@@ -467,29 +479,3 @@ def _read_inputs(
                 )
             infos.append(InputInfo(name, along, shape[len(along) :]))
     return tuple(infos), problems
-
-
-def _reach_problems(structure: ModelStructure) -> list[str]:
-    """Latents, their parents and inputs that no features of an observed site can reach."""
-    reachable = {level.plates for site in structure.observed for level in structure.levels(site)}
-    problems = [
-        f"site '{site.name}': no observed site has features on exactly its plates "
-        f"{list(site.plates)}. If an index vector leads there, declare it: "
-        "groups={'argument': ('plate it points into', 'plate it runs along')}"
-        for site in structure.latents
-        if site.plates not in reachable
-    ]
-    for site in structure.latents:
-        foreign = structure.foreign_parents(site)
-        if foreign and not structure.meeting_site(site, foreign):
-            problems.append(
-                f"site '{site.name}': depends on {list(foreign)}, whose plates are not among its "
-                f"own {list(site.plates)}, and no observed site is in the plates of all of them. "
-                "Choose its parents yourself: parents={'" + site.name + "': [...]}"
-            )
-    problems += [
-        f"input '{item.name}': no observed site carries its plates {list(item.plates)}"
-        for item in structure.inputs
-        if not any(set(item.plates) <= structure.reach(site.plates) for site in structure.observed)
-    ]
-    return problems

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.transforms import IndependentTransform, Transform
+from numpyro.distributions.transforms import AffineTransform, IndependentTransform, Transform
 
 _BY_NAME: dict[str, Any] = {
     "real": constraints.real,
@@ -17,9 +17,15 @@ _BY_NAME: dict[str, Any] = {
     "simplex": constraints.simplex,
     "ordered": constraints.ordered_vector,
     "corr_cholesky": constraints.corr_cholesky,
+    "boolean": constraints.boolean,
+    "nonnegative_integer": constraints.nonnegative_integer,
 }
 _EVENT_DIMS = {"simplex": 1, "ordered": 1, "corr_cholesky": 2}
-SUPPORTED = "real, positive, greater_than, less_than, interval, simplex, ordered, corr_cholesky"
+DISCRETE = ("boolean", "categorical", "integer_interval", "nonnegative_integer")
+SUPPORTED = (
+    "real, positive, greater_than, less_than, interval, simplex, ordered, corr_cholesky, "
+    "boolean, integer_interval, nonnegative_integer"
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Support:
 
     Args:
         kind: One of real, positive, greater_than, less_than, interval, simplex, ordered,
-            corr_cholesky.
+            corr_cholesky; of whole numbers boolean, categorical (labels without an order),
+            integer_interval, nonnegative_integer.
         lower: Lower bounds, nested tuples or a number (greater_than, interval).
         upper: Upper bounds, nested tuples or a number (less_than, interval).
 
@@ -46,8 +53,20 @@ class Support:
     lower: Any = None
     upper: Any = None
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the values are whole numbers."""
+        return self.kind in DISCRETE
+
+    @property
+    def num_values(self) -> int | None:
+        """Number of values of a bounded discrete support, else None."""
+        return None if not self.is_discrete or self.upper is None else self.upper - self.lower + 1
+
     def constraint(self) -> Any:
         """The host's constraint, elementwise for the scalar kinds."""
+        if self.kind in ("categorical", "integer_interval"):
+            return constraints.integer_interval(self.lower, self.upper)
         if self.kind in _BY_NAME:
             return _BY_NAME[self.kind]
         lower = None if self.lower is None else jnp.asarray(self.lower, dtype=float)
@@ -61,9 +80,12 @@ class Support:
     def bijection(self, event_dim: int) -> Transform:
         """The map from unconstrained to constrained values, over `event_dim` event dims.
 
-        Its log determinant has the batch shape only.
+        Its log determinant has the batch shape only. Discrete values are numbered from 0.
         """
-        transform = biject_to(self.constraint())
+        if self.is_discrete:
+            transform = AffineTransform(float(self.lower), 1.0)  # the number of a value
+        else:
+            transform = biject_to(self.constraint())
         extra = event_dim - transform.codomain.event_dim
         return IndependentTransform(transform, extra) if extra > 0 else transform
 
@@ -89,12 +111,14 @@ def read_support(constraint: Any) -> Support | None:
         constraint: The `support` of a host distribution.
 
     Returns:
-        The support, or None for discrete, circular, matrix-valued and other constraints
-        outside the supported list.
+        The support, or None for circular, matrix-valued and other constraints outside the
+        supported list.
     """
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
-    if constraint.is_discrete or constraint is constraints.circular:
+    if constraint.is_discrete:
+        return _discrete_support(constraint)
+    if constraint is constraints.circular:
         return None
     if constraint is constraints.real:
         return Support("real")
@@ -110,6 +134,18 @@ def read_support(constraint: Any) -> Support | None:
     if lower is None:
         return Support("less_than", None, upper)
     return Support("interval", lower, upper)
+
+
+def _discrete_support(constraint: Any) -> Support | None:
+    if constraint is constraints.boolean:
+        return Support("boolean", 0, 1)
+    if constraint is constraints.nonnegative_integer:
+        return Support("nonnegative_integer", 0)
+    if not isinstance(constraint, constraints.integer_interval):
+        return None
+    bounds = (_bound(constraint, name) for name in ("lower_bound", "upper_bound"))
+    lower, upper = (int(bound) if isinstance(bound, float) else bound for bound in bounds)
+    return Support("integer_interval", lower, upper)
 
 
 def _bound(constraint: Any, name: str) -> Any:

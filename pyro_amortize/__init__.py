@@ -1,6 +1,11 @@
 """Amortized guides for Pyro: one network that answers with a posterior for any data set."""
 
-from pyro_amortize.densities import NormalDensity, SplineFlowDensity
+from pyro_amortize.densities import (
+    CategoricalDensity,
+    CountDensity,
+    NormalDensity,
+    SplineFlowDensity,
+)
 from pyro_amortize.embeddings import PlateEmbedding
 from pyro_amortize.fit import fit
 from pyro_amortize.guides import AmortizedGuide
@@ -15,6 +20,8 @@ __all__ = [
     "NPE",
     "AmortizedGuide",
     "AmortizedPosterior",
+    "CategoricalDensity",
+    "CountDensity",
     "ImportanceSamples",
     "ModelStructure",
     "NormalDensity",

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
+from numpyro_amortize.discrete import value_dtype
 from numpyro_amortize.layout import natural, pack, unpack
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -39,7 +40,7 @@ class ConditionalDensity(eqx.Module):
 
 
 class Density(ABC):
-    """A specification of a density family; sizes come from the model.
+    """A specification of a density family for continuous sites; sizes come from the model.
 
     Subclasses are frozen dataclasses. Whatever they build has an exact log density and
     reparameterised draws.
@@ -157,6 +158,11 @@ class SiteDistribution(dist.Distribution):
         super().__init__(batch_shape=batch_shape, event_shape=site.event_shape, validate_args=False)
 
     @property
+    def has_rsample(self) -> bool:
+        """Whether draws are reparameterised, which those of whole numbers are not."""
+        return bool(self.base.has_rsample)
+
+    @property
     def support(self) -> Any:
         """The constraint of the site."""
         constraint = self.site.support.constraint()
@@ -176,6 +182,8 @@ class SiteDistribution(dist.Distribution):
         value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
         log_prob = log_prob - jnp.sum(jnp.log(self.scale), axis=-1) - log_det
         value = self._natural(value, len(self.event_shape))
+        if self.site.support.is_discrete:
+            value = value.astype(value_dtype(self.site.support))
         return value, [self._natural(self._spread(log_prob), 0)]
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:

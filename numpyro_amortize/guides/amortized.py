@@ -15,11 +15,15 @@ import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_amortize.checks import read_data
-from numpyro_amortize.densities import Density, SplineFlowDensity
+from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
 from numpyro_amortize.guides.call import CallValues, check_call, read_call
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
-from numpyro_amortize.guides.specifications import check_specifications, resolve_specifications
+from numpyro_amortize.guides.specifications import (
+    check_specifications,
+    resolve_densities,
+    resolve_specifications,
+)
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
 from numpyro_amortize.observations import check_observations
@@ -82,7 +86,7 @@ class AmortizedGuide:
         groups: Mapping[str, tuple[str, str]] | None = None,
         sizes: Mapping[str, str] | None = None,
         embedding: Embedding | Mapping[str, Embedding] | None = None,
-        densities: Density | Mapping[str, Density] | None = None,
+        densities: AnyDensity | Mapping[str, AnyDensity] | None = None,
         parents: Parents = "auto",
     ) -> None:
         self.model = model
@@ -91,7 +95,7 @@ class AmortizedGuide:
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
         self._embedding = check_specifications("embedding", embedding, Embedding)
-        self._densities = check_specifications("densities", densities, Density)
+        self._densities = check_specifications("densities", densities, Density, DiscreteDensity)
         self._parents = parents
         self.setup_call: Call = ((), {})
         self._observations: Mapping[str, Any] | None = None
@@ -175,19 +179,17 @@ class AmortizedGuide:
 
     def specifications(
         self, structure: ModelStructure
-    ) -> tuple[dict[str, Embedding], dict[str, Density]]:
+    ) -> tuple[dict[str, Embedding], dict[str, AnyDensity]]:
         """The embedding of each observed and the density of each latent site.
 
         Raises:
-            ValueError: If a specification is given for a site that does not exist.
+            ValueError: If a specification is given for a site that does not exist or fit it.
         """
         return (
             resolve_specifications(
                 "embedding", self._embedding, structure.observed, PlateEmbedding()
             ),
-            resolve_specifications(
-                "densities", self._densities, structure.latents, SplineFlowDensity()
-            ),
+            resolve_densities(self._densities, structure.latents),
         )
 
     def init_params(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_amortize.discrete import value_dtype
 from pyro_amortize.layout import pack, unpack
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -39,7 +40,7 @@ class ConditionalDensity(nn.Module, ABC):
 
 
 class Density(ABC):
-    """A specification of a density family; sizes come from the model.
+    """A specification of a density family for continuous sites; sizes come from the model.
 
     Subclasses are frozen dataclasses. Whatever they build has an exact log density and
     reparameterised draws.
@@ -141,7 +142,6 @@ class SiteDistribution(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    has_rsample = True
 
     def __init__(
         self,
@@ -163,6 +163,11 @@ class SiteDistribution(TorchDistribution):
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size(site.event_shape), validate_args=False)
 
+    @property
+    def has_rsample(self) -> bool:
+        """Whether draws are reparameterised, which those of whole numbers are not."""
+        return bool(self.base.has_rsample)
+
     @constraints.dependent_property
     def support(self) -> Any:
         """The constraint of the site."""
@@ -178,11 +183,21 @@ class SiteDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape `(*sample_shape, *batch, *event)`, constrained, differentiable."""
-        coordinates = self.base.rsample(sample_shape)
+        return self._draw(self.base.rsample(sample_shape), sample_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of shape `(*sample_shape, *batch, *event)`, constrained."""
+        if self.has_rsample:
+            return super().sample(sample_shape)
+        return self._draw(self.base.sample(sample_shape), sample_shape)
+
+    def _draw(self, coordinates: Tensor, sample_shape: Any) -> Tensor:
         log_prob = self.base.log_prob(coordinates)
         value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
         log_prob = log_prob - torch.log(self.scale).sum(-1) - log_det
         value = value.reshape(self.shape(sample_shape))
+        if self.site.support.is_discrete:
+            value = value.to(value_dtype(self.site.support))
         batch_dims = len(torch.Size(sample_shape)) + len(self.batch_shape)
         self._drawn = value, self._trimmed(self._spread(log_prob), batch_dims)
         return value

@@ -13,11 +13,15 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_amortize.densities import Density, SplineFlowDensity
+from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_call_data
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
-from pyro_amortize.guides.specifications import check_specifications, resolve_specifications
+from pyro_amortize.guides.specifications import (
+    check_specifications,
+    resolve_densities,
+    resolve_specifications,
+)
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
 from pyro_amortize.observations import check_observations
@@ -81,7 +85,7 @@ class AmortizedGuide(PyroModule):
         groups: Mapping[str, tuple[str, str]] | None = None,
         sizes: Mapping[str, str] | None = None,
         embedding: Embedding | Mapping[str, Embedding] | None = None,
-        densities: Density | Mapping[str, Density] | None = None,
+        densities: AnyDensity | Mapping[str, AnyDensity] | None = None,
         parents: Parents = "auto",
     ) -> None:
         super().__init__()
@@ -91,7 +95,7 @@ class AmortizedGuide(PyroModule):
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
         self._embedding = check_specifications("embedding", embedding, Embedding)
-        self._densities = check_specifications("densities", densities, Density)
+        self._densities = check_specifications("densities", densities, Density, DiscreteDensity)
         self._parents = parents
         self.setup_call: Call | None = None
         self._unbound: tuple[AmortizedGuide, ...] = ()
@@ -187,19 +191,17 @@ class AmortizedGuide(PyroModule):
 
     def specifications(
         self, structure: ModelStructure
-    ) -> tuple[dict[str, Embedding], dict[str, Density]]:
+    ) -> tuple[dict[str, Embedding], dict[str, AnyDensity]]:
         """The embedding of each observed and the density of each latent site.
 
         Raises:
-            ValueError: If a specification is given for a site that does not exist.
+            ValueError: If a specification is given for a site that does not exist or fit it.
         """
         return (
             resolve_specifications(
                 "embedding", self._embedding, structure.observed, PlateEmbedding()
             ),
-            resolve_specifications(
-                "densities", self._densities, structure.latents, SplineFlowDensity()
-            ),
+            resolve_densities(self._densities, structure.latents),
         )
 
     def bind(self, observations: Mapping[str, Any]) -> AmortizedGuide:
@@ -363,9 +365,7 @@ class AmortizedGuide(PyroModule):
                 for plate in (*site.plates, *site.event_plates):
                     info = structure.plates[plate]
                     shape[info.dim] = sizes.get(plate, info.size)
-                value = distribution.expand(
-                    torch.Size((num_samples, *batch_shape, *shape))
-                ).rsample()
+                value = distribution.expand(torch.Size((num_samples, *batch_shape, *shape)))()
             log_probs[site.name] = distribution.log_prob(value)
             return value
 
