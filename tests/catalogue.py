@@ -35,6 +35,8 @@ _GAUSSIAN_PROBLEMS = ("conjugate_normal", "linear_gaussian_2", "linear_gaussian_
 CATALOGUE = (
     Entry("AmortizedGuide", "guide", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("AmortizedPosterior", "result"),
+    Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
+    Entry("CountDensity", "density", ("poisson_count",), OTHER),
     Entry("ImportanceSamples", "result"),
     Entry("ModelStructure", "result"),
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),

@@ -533,11 +533,13 @@ def binomial_pair(y=None):
 
 def crossed_switches(y=None):
     """Discrete elements on one of two crossing plates."""
-    with numpyro.plate("students", 4, dim=-2):
+    students = numpyro.plate("students", 4, dim=-2)
+    items = numpyro.plate("items", 3, dim=-1)
+    with students:
         a = numpyro.sample("a", dist.Normal(jnp.array(0.0), 1.0))
-    with numpyro.plate("items", 3, dim=-1):
+    with items:
         d = numpyro.sample("d", dist.Bernoulli(jnp.array(0.5)))
-    with numpyro.plate("students", 4, dim=-2), numpyro.plate("items", 3, dim=-1):
+    with students, items:
         numpyro.sample("y", dist.Normal(a - d, 1.0), obs=y)
 
 

@@ -535,11 +535,13 @@ def binomial_pair(y=None):
 
 def crossed_switches(y=None):
     """Discrete elements on one of two crossing plates."""
-    with pyro.plate("students", 4, dim=-2):
+    students = pyro.plate("students", 4, dim=-2)
+    items = pyro.plate("items", 3, dim=-1)
+    with students:
         a = pyro.sample("a", dist.Normal(torch.tensor(0.0), 1.0))
-    with pyro.plate("items", 3, dim=-1):
+    with items:
         d = pyro.sample("d", dist.Bernoulli(torch.tensor(0.5)))
-    with pyro.plate("students", 4, dim=-2), pyro.plate("items", 3, dim=-1):
+    with students, items:
         pyro.sample("y", dist.Normal(a - d, 1.0), obs=y)
 
 

@@ -64,7 +64,7 @@ class _Categories:
     num_parameters: int
 
     def log_prob(self, parameters: Array, number: Array, loc: Array, scale: Array) -> Array:
-        known = jnp.clip(number, 0, self.num_parameters - 1)
+        known = jnp.round(jnp.clip(number, 0, self.num_parameters - 1))
         logits = jax.nn.log_softmax(parameters, axis=-1)
         hot = jax.nn.one_hot(jnp.asarray(known, int), self.num_parameters, dtype=bool)
         found = jnp.sum(jnp.where(hot, logits, 0.0), axis=-1)

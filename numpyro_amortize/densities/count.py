@@ -85,7 +85,7 @@ class _Counts:
 
     def log_prob(self, parameters: Array, number: Array, loc: Array, scale: Array) -> Array:
         top = math.inf if self.largest is None else self.largest
-        known = jnp.clip(number, 0, top)
+        known = jnp.round(jnp.clip(number, 0, top))
         log_weights, means, scales = self._components(parameters)
         start = ((jnp.log(known + 0.5) - loc) / scale)[..., None]
         start = (start - means) / scales

@@ -184,7 +184,7 @@ class PosteriorChain(eqx.Module):
             name: self._feature(standardisation, name, coordinates)
             for name, (coordinates, _) in packed.items()
         }
-        result = {}
+        result: dict[str, Array] = {}
         for group, names in enumerate(self.groups):
             sites = [structure.site(name) for name in names]
             stacked = [
@@ -352,7 +352,7 @@ def build_chain(
         kind = latent.plates, latent.is_own_row, bool(latent.coupled), values, foreign
         key = kind, size, densities[latent.name]
         by_key.setdefault(key, []).append(latent.name)
-    heads = []
+    heads: list[ConditionalDensity] = []
     meetings = {}
     couplings = {}
     for group, (((*_, foreign), size, density), names) in enumerate(by_key.items()):

@@ -160,13 +160,9 @@ class SiteDistribution(TorchDistribution):
         for plate in site.event_plates:
             aligned[structure.plates[plate].dim] = 1
         self.base = base.expand(torch.Size(aligned))
+        self.has_rsample = bool(base.has_rsample)  # not of whole numbers
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size(site.event_shape), validate_args=False)
-
-    @property
-    def has_rsample(self) -> bool:
-        """Whether draws are reparameterised, which those of whole numbers are not."""
-        return bool(self.base.has_rsample)
 
     @constraints.dependent_property
     def support(self) -> Any:

@@ -59,7 +59,7 @@ class _Categories:
     num_parameters: int
 
     def log_prob(self, parameters: Tensor, number: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        known = number.clamp(0, self.num_parameters - 1)
+        known = number.clamp(0, self.num_parameters - 1).round()
         logits = torch.log_softmax(parameters, -1)
         shape = torch.broadcast_shapes(logits.shape[:-1], number.shape)
         logits = logits.expand(*shape, self.num_parameters)

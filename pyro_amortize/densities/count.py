@@ -81,7 +81,7 @@ class _Counts:
 
     def log_prob(self, parameters: Tensor, number: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         top = math.inf if self.largest is None else self.largest
-        known = number.clamp(0, top)
+        known = number.clamp(0, top).round()
         log_weights, means, scales = self._components(parameters)
         start = ((torch.log(known + 0.5) - loc) / scale)[..., None]
         start = (start - means) / scales

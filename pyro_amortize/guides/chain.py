@@ -190,7 +190,7 @@ class PosteriorChain(nn.Module):
             name: self._feature(standardisation, name, coordinates)
             for name, (coordinates, _) in packed.items()
         }
-        result = {}
+        result: dict[str, Tensor] = {}
         for group, names in enumerate(self.groups):
             sites = [structure.site(name) for name in names]
             stacked = [
@@ -226,8 +226,10 @@ class PosteriorChain(nn.Module):
         """Log probability of the discrete sites of a group, at values numbered from 0."""
         value = torch.stack(torch.broadcast_tensors(*numbers))
         plain = (len(numbers), *[1] * (value.ndim - 2), -1)
-        loc, scale = (torch.stack(parts).reshape(plain) for parts in zip(*moments, strict=True))
-        density: Any = self.heads[group](torch.stack(inputs))
+        loc, scale = (
+            torch.stack(list(parts)).reshape(plain) for parts in zip(*moments, strict=True)
+        )
+        density: Any = self.heads[group](torch.stack(list(inputs)))
         log_prob = density.scaled(loc, scale).log_prob(value)
         return dict(zip(self.groups[group], log_prob, strict=True))
 
@@ -355,7 +357,7 @@ def build_chain(
         kind = latent.plates, latent.is_own_row, bool(latent.coupled), values, foreign
         key = kind, size, densities[latent.name]
         by_key.setdefault(key, []).append(latent.name)
-    heads = []
+    heads: list[ConditionalDensity] = []
     meetings = {}
     couplings = {}
     for group, (((*_, foreign), size, density), names) in enumerate(by_key.items()):
