@@ -21,7 +21,6 @@ from pyro_amortize.checks import (
     index_argument_problems,
     index_problem,
     is_array,
-    reach_problems,
     read_data,
 )
 from pyro_amortize.discrete import range_problems, with_labels
@@ -178,7 +177,7 @@ def read_structure(
         settings=read_settings(model, args, kwargs, sizes),
         groups=group_infos,
     )
-    problems += reach_problems(structure)
+    problems += _reach_problems(structure)
     problems += argument_problems(model, args, kwargs, observed, (*inputs, *groups))
     if not problems:
         check = PlateCheck(model, args, kwargs, structure)
@@ -487,3 +486,29 @@ def _read_inputs(
                 )
             infos.append(InputInfo(name, along, shape[len(along) :]))
     return tuple(infos), problems
+
+
+def _reach_problems(structure: ModelStructure) -> list[str]:
+    """Latents, their parents and inputs that no features of an observed site can reach."""
+    reachable = {level.plates for site in structure.observed for level in structure.levels(site)}
+    problems = [
+        f"site '{site.name}': no observed site has features on exactly its plates "
+        f"{list(site.plates)}. If an index vector leads there, declare it: "
+        "groups={'argument': ('plate it points into', 'plate it runs along')}"
+        for site in structure.latents
+        if site.plates not in reachable
+    ]
+    for site in structure.latents:
+        foreign = structure.foreign_parents(site)
+        if foreign and not structure.meeting_site(site, foreign):
+            problems.append(
+                f"site '{site.name}': depends on {list(foreign)}, whose plates are not among its "
+                f"own {list(site.plates)}, and no observed site is in the plates of all of them. "
+                "Choose its parents yourself: parents={'" + site.name + "': [...]}"
+            )
+    problems += [
+        f"input '{item.name}': no observed site carries its plates {list(item.plates)}"
+        for item in structure.inputs
+        if not any(set(item.plates) <= structure.reach(site.plates) for site in structure.observed)
+    ]
+    return problems
