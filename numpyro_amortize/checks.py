@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,107 +12,12 @@ import numpy as np
 from jax import Array
 from numpyro import handlers
 
+from numpyro_amortize.arguments import bound_arguments, given_arguments, is_array
 from numpyro_amortize.levels import GroupInfo
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import is_factor, log_densities, run_model, site_values
 
 _KEY = 20260101
-
-
-def bound_arguments(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> inspect.BoundArguments:
-    """The model's arguments by name, with the defaults of those that the call leaves out."""
-    bound = _given_arguments(model, args, kwargs)
-    bound.apply_defaults()
-    return bound
-
-
-def _given_arguments(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> inspect.BoundArguments:
-    return inspect.signature(model).bind(*args, **kwargs)
-
-
-def is_array(value: Any) -> bool:
-    """Whether an argument holds numbers that a host can compute with."""
-    return isinstance(value, Array | np.ndarray | np.generic)
-
-
-def index_problem(group: GroupInfo, value: Any, size: int, num_rows: int) -> str | None:
-    """What is wrong with an index vector, or None.
-
-    Args:
-        group: The declaration.
-        value: The argument.
-        size: Size of the plate into which it points.
-        num_rows: Size of the plate along which it runs.
-
-    Returns:
-        The problem in words.
-    """
-    if not is_array(value) or not jnp.issubdtype(value.dtype, jnp.integer):
-        found = getattr(value, "dtype", type(value).__name__)
-        return f"groups '{group.name}': expected an array of whole numbers, got {found}"
-    if value.shape != (num_rows,):
-        return (
-            f"groups '{group.name}': expected one index for each row of plate '{group.along}', "
-            f"got shape {tuple(value.shape)}"
-        )
-    if isinstance(value, jax.core.Tracer):
-        return None
-    low, high = int(np.min(value)), int(np.max(value))
-    if low < 0 or high >= size:
-        return (
-            f"groups '{group.name}': expected indices from 0 to {size - 1} into plate "
-            f"'{group.plate}' of size {size}, got {low} to {high}"
-        )
-    return None
-
-
-def index_argument_problems(
-    arguments: Mapping[str, Any], groups: Sequence[GroupInfo], sizes: Mapping[str, str]
-) -> list[str]:
-    """Index vectors that no run of the model needs to be told wrong.
-
-    Args:
-        arguments: The model's arguments by name.
-        groups: The declared index vectors.
-        sizes: For each argument that is a plate size, that plate.
-
-    Returns:
-        One message per problem.
-    """
-    known = {plate: arguments[name] for name, plate in sizes.items() if name in arguments}
-    problems = []
-    for group in groups:
-        if group.name in arguments:
-            value = arguments[group.name]
-            num_rows = (
-                len(value) if is_array(value) and value.ndim == 1 else known.get(group.along, -1)
-            )
-            size = known.get(group.plate, sys.maxsize)
-            problem = index_problem(group, value, size, num_rows)
-            problems += [problem] if problem else []
-    return problems
-
-
-def check_indices(
-    structure: ModelStructure, arguments: Mapping[str, Any], sizes: Mapping[str, int]
-) -> None:
-    """Raise a ValueError if an index vector does not fit the plates of this call.
-
-    Args:
-        structure: The structure of the model.
-        arguments: The model's arguments by name.
-        sizes: Size of every plate.
-    """
-    for group in structure.groups:
-        problem = index_problem(
-            group, arguments.get(group.name), sizes[group.plate], sizes[group.along]
-        )
-        if problem:
-            raise ValueError(problem)
 
 
 def read_data(
@@ -156,7 +60,7 @@ def argument_problems(
     Returns:
         One message per problem.
     """
-    bound = _given_arguments(model, args, kwargs)  # a default is part of the model
+    bound = given_arguments(model, args, kwargs)  # a default is part of the model
     key = jax.random.key(_KEY)
     simulated = site_values(run_model(model, args, kwargs, key))
     data = read_data(model, args, kwargs)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.checks import bound_arguments
+from numpyro_amortize.arguments import bound_arguments
 from numpyro_amortize.layout import pack, pack_moments, pack_plain
 from numpyro_amortize.simulate import simulate_rows
 from numpyro_amortize.standardisation import Standardisation, robust_moments

@@ -14,19 +14,20 @@ from numpyro.distributions import biject_to
 from numpyro.infer.inspect import get_dependencies
 from numpyro.primitives import Messenger
 
-from numpyro_amortize.checks import (
-    PlateCheck,
-    argument_problems,
+from numpyro_amortize.arguments import (
+    IndexPlates,
+    InputPlates,
     bound_arguments,
+    group_problems,
     index_argument_problems,
-    index_problem,
-    is_array,
-    read_data,
+    read_inputs,
+    read_settings,
 )
+from numpyro_amortize.checks import PlateCheck, argument_problems, read_data
 from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
-from numpyro_amortize.structure import InputInfo, ModelStructure, PlateInfo, SiteInfo
+from numpyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
 from numpyro_amortize.supports import SUPPORTED, Support, read_support
 from numpyro_amortize.tracing import (
     Trace,
@@ -37,9 +38,7 @@ from numpyro_amortize.tracing import (
     run_model,
 )
 
-InputPlates = Mapping[str, str | Sequence[str] | None]
 Parents = Literal["auto"] | Mapping[str, Sequence[str]]
-IndexPlates = Mapping[str, tuple[str, str]]
 
 
 def read_structure(
@@ -88,8 +87,8 @@ def read_structure(
     problems += _site_problems(sites, observed, read_data(proper, args, kwargs))
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
-    problems += _group_problems(model, args, kwargs, group_infos, plates)
-    input_infos, input_problem_list = _read_inputs(model, args, kwargs, inputs, sizes, plates)
+    problems += group_problems(model, args, kwargs, group_infos, plates)
+    input_infos, input_problem_list = read_inputs(model, args, kwargs, inputs, sizes, plates)
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, observed, plates)
     problems += support_problems
@@ -206,20 +205,6 @@ def _with_own_rows(
     return replace(structure, latents=latents)
 
 
-def read_settings(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    sizes: Mapping[str, str],
-) -> dict[str, Any]:
-    """Arguments that are plain Python values: they belong to the model that a guide learns."""
-    return {
-        name: value
-        for name, value in bound_arguments(model, args, kwargs).arguments.items()
-        if isinstance(value, bool | int | float | str) and name not in sizes
-    }
-
-
 def _report(problems: Sequence[str]) -> ValueError:
     lines = "\n".join(f"  - {problem}" for problem in problems)
     return ValueError(f"AmortizedGuide cannot be built for this model:\n{lines}")
@@ -314,38 +299,6 @@ def _frames(site: Mapping[str, Any]) -> Sequence[Any]:
     return site.get("cond_indep_stack", ())
 
 
-def _group_problems(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    groups: Sequence[GroupInfo],
-    plates: Mapping[str, PlateInfo],
-) -> list[str]:
-    """Index vectors that do not exist, do not fit their plates, or point out of range."""
-    arguments = bound_arguments(model, args, kwargs).arguments
-    problems, seen = [], set()
-    for group in groups:
-        missing = [plate for plate in (group.plate, group.along) if plate not in plates]
-        if group.name not in arguments:
-            problems.append(
-                f"groups '{group.name}': the call has no such argument; it has {list(arguments)}"
-            )
-        elif missing:
-            problems.append(f"groups '{group.name}': no site is in a plate called '{missing[0]}'")
-        elif (group.plate, group.along) in seen:
-            problems.append(
-                f"groups '{group.name}': a second index vector from plate '{group.along}' into "
-                f"'{group.plate}'. Rows that belong to several elements of one plate are not "
-                "supported; write the site in that plate as one vector with .to_event(1)"
-            )
-        else:
-            sizes = plates[group.plate].size, plates[group.along].size
-            problem = index_problem(group, arguments[group.name], *sizes)
-            problems += [problem] if problem else []
-        seen.add((group.plate, group.along))
-    return problems
-
-
 def _site_plates(
     site: Mapping[str, Any], plates: Mapping[str, PlateInfo], *, is_event: bool
 ) -> tuple[str, ...]:
@@ -436,48 +389,6 @@ def _choose_parents(
     else:
         chosen = needed_parents(name, order, dependencies)
     return chosen, tuple(site for site in earlier if site not in chosen), problems
-
-
-def _read_inputs(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    inputs: InputPlates,
-    sizes: Mapping[str, str],
-    plates: Mapping[str, PlateInfo],
-) -> tuple[tuple[InputInfo, ...], list[str]]:
-    arguments = bound_arguments(model, args, kwargs).arguments
-    infos, problems = [], []
-    for name, plate in sizes.items():
-        if name not in arguments:
-            problems.append(
-                f"sizes '{name}': the model has no such argument; it has {list(arguments)}"
-            )
-        elif plate not in plates:
-            problems.append(f"sizes '{name}': no site is in a plate called '{plate}'")
-    for name, declared in inputs.items():
-        along = (declared,) if isinstance(declared, str) else tuple(declared or ())
-        if name not in arguments:
-            problems.append(
-                f"input '{name}': the model has no such argument; it has {list(arguments)}"
-            )
-        elif not is_array(arguments[name]):
-            problems.append(
-                f"input '{name}': expected an array, got {type(arguments[name]).__name__}; "
-                "pass one in this call"
-            )
-        elif missing := [plate for plate in along if plate not in plates]:
-            problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")
-        else:
-            shape = jnp.shape(arguments[name])
-            expected = tuple(plates[plate].size for plate in along)
-            if shape[: len(along)] != expected:
-                problems.append(
-                    f"input '{name}': expected leading shape {expected} for plates "
-                    f"{list(along)}, got shape {shape}"
-                )
-            infos.append(InputInfo(name, along, shape[len(along) :]))
-    return tuple(infos), problems
 
 
 def _reach_problems(structure: ModelStructure) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_amortize.checks import bound_arguments
+from pyro_amortize.arguments import bound_arguments
 from pyro_amortize.layout import natural, pack, pack_moments, pack_plain
 from pyro_amortize.simulate import (
     aligned_location_scale,

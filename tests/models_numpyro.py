@@ -298,14 +298,26 @@ def hidden_constant(y=None):
         numpyro.sample("y", dist.Normal(z + jnp.arange(3.0), 1.0), obs=y)
 
 
-def crossed(y=None):
+def separate_margins(ya=None, yb=None):
+    left, right = numpyro.plate("left", 3, dim=-2), numpyro.plate("right", 2, dim=-1)
+    with right:
+        b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.sample("yb", dist.Normal(b, 1.0), obs=yb)
+    with left:
+        a = numpyro.sample("a", dist.Normal(b.mean(), 1.0))
+        numpyro.sample("ya", dist.Normal(a, 1.0), obs=ya)
+
+
+def pairs_without_data(ya=None, yb=None):
     left, right = numpyro.plate("left", 3, dim=-2), numpyro.plate("right", 2, dim=-1)
     with left:
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+        numpyro.sample("ya", dist.Normal(a, 1.0), obs=ya)
     with right:
         b = numpyro.sample("b", dist.Normal(0.0, 1.0))
+        numpyro.sample("yb", dist.Normal(b, 1.0), obs=yb)
     with left, right:
-        numpyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+        numpyro.sample("u", dist.Normal(a + b, 1.0))
 
 
 def masked(y=None):

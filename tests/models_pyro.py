@@ -303,14 +303,26 @@ def hidden_constant(y=None):
         pyro.sample("y", dist.Normal(z + torch.arange(3.0), 1.0), obs=y)
 
 
-def crossed(y=None):
+def separate_margins(ya=None, yb=None):
+    left, right = pyro.plate("left", 3, dim=-2), pyro.plate("right", 2, dim=-1)
+    with right:
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("yb", dist.Normal(b, 1.0), obs=yb)
+    with left:
+        a = pyro.sample("a", dist.Normal(b.mean(), 1.0))
+        pyro.sample("ya", dist.Normal(a, 1.0), obs=ya)
+
+
+def pairs_without_data(ya=None, yb=None):
     left, right = pyro.plate("left", 3, dim=-2), pyro.plate("right", 2, dim=-1)
     with left:
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("ya", dist.Normal(a, 1.0), obs=ya)
     with right:
         b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        pyro.sample("yb", dist.Normal(b, 1.0), obs=yb)
     with left, right:
-        pyro.sample("y", dist.Normal(a + b, 1.0), obs=y)
+        pyro.sample("u", dist.Normal(a + b, 1.0))
 
 
 def masked(y=None):

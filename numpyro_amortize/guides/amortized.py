@@ -14,6 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 
+from numpyro_amortize.arguments import IndexPlates, InputPlates
 from numpyro_amortize.checks import read_data
 from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
@@ -27,7 +28,7 @@ from numpyro_amortize.guides.specifications import (
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
 from numpyro_amortize.observations import check_observations
-from numpyro_amortize.reading import InputPlates, Parents, read_structure
+from numpyro_amortize.reading import Parents, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
@@ -83,7 +84,7 @@ class AmortizedGuide:
         *,
         observed: str | Sequence[str],
         inputs: InputPlates | None = None,
-        groups: Mapping[str, tuple[str, str]] | None = None,
+        groups: IndexPlates | None = None,
         sizes: Mapping[str, str] | None = None,
         embedding: Embedding | Mapping[str, Embedding] | None = None,
         densities: AnyDensity | Mapping[str, AnyDensity] | None = None,

@@ -9,9 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.checks import bound_arguments, check_indices, index_argument_problems
+from numpyro_amortize.arguments import (
+    bound_arguments,
+    check_indices,
+    index_argument_problems,
+    read_settings,
+)
 from numpyro_amortize.observations import check_settings, data_plate_sizes
-from numpyro_amortize.reading import read_settings
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import plate_sizes
 

@@ -13,6 +13,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_amortize.arguments import IndexPlates, InputPlates
 from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_call_data
@@ -25,7 +26,7 @@ from pyro_amortize.guides.specifications import (
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
 from pyro_amortize.observations import check_observations
-from pyro_amortize.reading import InputPlates, Parents, read_structure
+from pyro_amortize.reading import Parents, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
@@ -82,7 +83,7 @@ class AmortizedGuide(PyroModule):
         *,
         observed: str | Sequence[str],
         inputs: InputPlates | None = None,
-        groups: Mapping[str, tuple[str, str]] | None = None,
+        groups: IndexPlates | None = None,
         sizes: Mapping[str, str] | None = None,
         embedding: Embedding | Mapping[str, Embedding] | None = None,
         densities: AnyDensity | Mapping[str, AnyDensity] | None = None,

@@ -8,9 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_amortize.checks import bound_arguments, check_indices, index_argument_problems, read_data
+from pyro_amortize.arguments import (
+    bound_arguments,
+    check_indices,
+    index_argument_problems,
+    read_settings,
+)
+from pyro_amortize.checks import read_data
 from pyro_amortize.observations import check_settings, data_plate_sizes
-from pyro_amortize.reading import read_settings
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import is_taken, plate_sizes
 

@@ -12,8 +12,12 @@ from tests.source_tree import PACKAGES, ROOT, TWINS, exported, imports, modules
 LAYERS = (
     {
         "supports",
+        "discrete",
         "ordering",
+        "levels",
+        "pooling",
         "structure",
+        "arguments",
         "simulate",
         "checks",
         "tracing",

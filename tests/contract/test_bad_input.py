@@ -36,8 +36,16 @@ def refusal(host, name, *args, observed="y", **options):
         ("summed_plate", {"observed": ("y", "total")}, "outside the plate. Write 'u' as one"),
         ("summed_inside", {}, "depend on each other: changing the first one changes site 'y'"),
         ("hidden_constant", {}, "plate 'rows': its elements are not exchangeable at site 'y'"),
-        ("crossed", {}, "site 'a': depends on 'b', whose plates ['right'] are not among"),
-        ("crossed", {}, "site 'b': no observed site has features on exactly its plates"),
+        (
+            "separate_margins",
+            {"observed": ("ya", "yb")},
+            "site 'a': depends on ['b'], whose plates are not among its own ['left']",
+        ),
+        (
+            "pairs_without_data",
+            {"observed": ("ya", "yb")},
+            "site 'u': no observed site has features on exactly its plates ['left', 'right']",
+        ),
         ("masked", {}, "site 'y': masked sites are not supported"),
         ("masked_by_handler", {}, "site 'y': masked sites are not supported"),
         ("masked_whole", {"observed": "x"}, "site 'z': masked sites are not supported"),

@@ -1,5 +1,7 @@
 """Discrete latent sites: normalised heads, draws that the model takes, gradients, refusals."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -133,10 +135,16 @@ DEFAULTS = {
 Y = np.array([12.0, 15.0, 13.0, 19.0])
 
 
-@pytest.fixture
-def amortized(host):
+@cache
+def scrambled(backend):
+    host = backends.host(backend)
     model = host.models.every_discrete_support
     return host.scrambled(model, host.guide(model, observed="y"), scale=0.05)
+
+
+@pytest.fixture
+def amortized(host):
+    return scrambled(host.name)
 
 
 def test_supports_and_default_densities(host, amortized):

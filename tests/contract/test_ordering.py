@@ -50,15 +50,40 @@ def test_moral_graph_marries_parents(ordering):
 def test_coupled_through_a_site_outside_the_plate(ordering):
     dependencies = {"u": set(), "y": {"u"}, "total": {"u"}}
     plates = {"u": ("rows",), "y": ("rows",), "total": ()}
-    assert ordering.coupled_through("u", ("u",), dependencies, plates) == ("total", "rows")
-    del dependencies["total"]
-    assert ordering.coupled_through("u", ("u",), dependencies, plates) is None
+    reach = {name: set(own) for name, own in plates.items()}
+    coupled = ordering.coupled_through("u", ("u",), dependencies, plates, reach)
+    assert coupled == ("total", "rows")
+    reach["total"] = {"pupils", "rows"}  # an index vector leads back to the rows
+    assert ordering.coupled_through("u", ("u",), dependencies, plates, reach) is None
 
 
-def test_pooling_goes_by_the_plate_that_fewest_latents_carry(ordering):
+@pytest.fixture
+def levels(host):
+    return host.module("levels")
+
+
+def test_pooling_goes_by_the_plate_that_fewest_latents_carry(levels):
     dims = {"g": -2, "n": -1}
-    chain = ordering.pooling_chain
-    assert chain(("g", "n"), [(), ("g",)], dims) == (("g", "n"), ("g",), ())
-    assert chain(("g", "n"), [(), ("n",)], dims) == (("g", "n"), ("n",), ())
-    assert chain(("g", "n"), [()], dims) == (("g", "n"), ("g",), ())  # a tie: the rightmost
-    assert chain((), [()], dims) == ((),)
+
+    def chain(own, latent_plates):
+        return [level.plates for level in levels.pooling_levels(own, latent_plates, dims)]
+
+    assert chain(("g", "n"), [(), ("g",)]) == [("g", "n"), ("g",), ()]
+    assert chain(("g", "n"), [(), ("n",)]) == [("g", "n"), ("n",), ()]
+    assert chain(("g", "n"), [()]) == [("g", "n"), ("g",), ()]  # a tie: the rightmost
+    assert chain((), [()]) == [()]
+    # Crossed: both margins, and the whole from each of them.
+    assert chain(("g", "n"), [("g",), ("n",)]) == [("g", "n"), ("g",), ("n",), (), ()]
+
+
+def test_index_vectors_lead_from_level_to_level(levels):
+    dims = {"pupils": -1, "classes": -1, "schools": -1}
+    groups = [
+        levels.GroupInfo("class_of", "classes", "pupils"),
+        levels.GroupInfo("school_of", "schools", "classes"),
+    ]
+    assert levels.closure(("pupils",), groups) == set(dims)
+    for latent_plates in ([("schools",)], [("schools",), ("classes",)]):
+        found = levels.pooling_levels(("pupils",), latent_plates, dims, groups)
+        assert [level.plates for level in found] == [("pupils",), ("classes",), ("schools",), ()]
+        assert [level.group for level in found] == [None, "class_of", "school_of", None]

@@ -9,20 +9,33 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.problems import PROBLEMS
+
 SIGMA = np.linspace(9.0, 18.0, 8)
 
 
 def schools(rng, local):
+    inputs = {"inputs": {"sigma": "schools"}}
     latents = {
         "mu": 4 + 2 * rng.normal(size=5),
         "tau": np.exp(rng.normal(size=5)),
         local: rng.normal(size=(5, 8)) * (1.0 if local == "z" else 8.0),
     }
-    return (SIGMA,), latents, {"y": 10 * rng.normal(size=(5, 8))}
+    return (SIGMA,), inputs, latents, {"y": 10 * rng.normal(size=(5, 8))}
 
 
 def linear(rng):
-    return (), {"z": rng.normal(size=(5, 10))}, {"x": rng.normal(size=(5, 20, 10))}
+    return (), {}, {"z": rng.normal(size=(5, 10))}, {"x": rng.normal(size=(5, 20, 10))}
+
+
+def crossed(rng):
+    return (), {}, *PROBLEMS["crossed_effects"].sample_joint(rng, 5)
+
+
+def grouped(rng):
+    problem = PROBLEMS["grouped_normal"]
+    options = {"groups": {"group": ("groups", "rows")}, "sizes": {"num_groups": "groups"}}
+    return (problem.group, problem.num_groups), options, *problem.sample_joint(rng, 5)
 
 
 def discrete(rng):
@@ -36,11 +49,11 @@ def discrete(rng):
         "pair": rng.integers(0, 9, size=(5, 2)),
         "own": rng.integers(0, 9, size=(5, 4)),
     }
-    return (), latents, {"y": 15 + 4 * rng.normal(size=(5, 4))}
+    return (), {}, latents, {"y": 15 + 4 * rng.normal(size=(5, 4))}
 
 
 def switches(rng):
-    return (), {"b": rng.integers(0, 2, size=(5, 3))}, {"y": rng.normal(size=(5, 2))}
+    return (), {}, {"b": rng.integers(0, 2, size=(5, 3))}, {"y": rng.normal(size=(5, 2))}
 
 
 CASES = {
@@ -49,6 +62,8 @@ CASES = {
     "linear_gaussian_10": linear,
     "every_discrete_support": discrete,
     "switches_in_a_plate": switches,
+    "crossed_effects": crossed,
+    "grouped_normal": grouped,
 }
 
 
@@ -61,13 +76,15 @@ def main(backend: str, folder: Path) -> None:
 
     host = host_of(backend)
     for name, case in CASES.items():
-        args, latents, observations = case(np.random.default_rng(0))
-        args = tuple(host.array(value) for value in args)
+        args, options, latents, observations = case(np.random.default_rng(0))
+        args = tuple(
+            host.array(value) if isinstance(value, np.ndarray) else value for value in args
+        )
         model, path = getattr(host.models, name), folder / f"{name}.safetensors"
         if backend == "numpyro":
-            inputs = {"sigma": "schools"} if args else None
-            guide = host.guide(model, observed=list(observations), inputs=inputs)
-            host.scrambled(model, guide, *args, scale=0.1).save(path)
+            guide = host.guide(model, observed=list(observations), **options)
+            scale = 0.05 if name == "crossed_effects" else 0.1  # its networks are deep
+            host.scrambled(model, guide, *args, scale=scale).save(path)
         amortized = host.package.AmortizedPosterior.load(path, model)
         found = host.site_log_probs(amortized, args, latents, observations)
         assert all(value.dtype == np.float64 for value in found.values())

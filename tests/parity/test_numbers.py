@@ -10,6 +10,7 @@ import pytest
 from tests.backends import host as host_of
 from tests.conftest import require
 from tests.parity.float64_guides import CASES, SIGMA
+from tests.problems import PROBLEMS
 from tests.source_tree import ROOT
 
 
@@ -71,6 +72,15 @@ STRUCTURES = {
     "switches": ((), {"observed": "y"}),
     "switches_in_a_plate": ((), {"observed": "y"}),
     "every_discrete_support": ((), {"observed": "y"}),
+    "crossed_effects": ((), {"observed": "y"}),
+    "grouped_normal": (
+        (PROBLEMS["grouped_normal"].group, 8),
+        {
+            "observed": "y",
+            "groups": {"group": ("groups", "rows")},
+            "sizes": {"num_groups": "groups"},
+        },
+    ),
 }
 
 
@@ -87,6 +97,7 @@ def structure_of(backend, name):
         observed=(observed,) if isinstance(observed, str) else observed,
         inputs=inputs,
         sizes=options.get("sizes", {}),
+        groups=options.get("groups", {}),
     )
 
 

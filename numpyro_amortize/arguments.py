@@ -1,0 +1,206 @@
+"""The arguments of a call: covariates, index vectors, plate sizes and settings."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from numpyro_amortize.levels import GroupInfo
+from numpyro_amortize.structure import InputInfo, ModelStructure, PlateInfo
+
+InputPlates = Mapping[str, str | Sequence[str] | None]
+IndexPlates = Mapping[str, tuple[str, str]]
+
+
+def given_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """The model's arguments by name, as the call gives them."""
+    return inspect.signature(model).bind(*args, **kwargs)
+
+
+def bound_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> inspect.BoundArguments:
+    """The model's arguments by name, with the defaults of those that the call leaves out."""
+    bound = given_arguments(model, args, kwargs)
+    bound.apply_defaults()
+    return bound
+
+
+def is_array(value: Any) -> bool:
+    """Whether an argument holds numbers that a host can compute with."""
+    return isinstance(value, Array | np.ndarray | np.generic)
+
+
+def read_settings(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    sizes: Mapping[str, str],
+) -> dict[str, Any]:
+    """Arguments that are plain Python values: they belong to the model that a guide learns."""
+    return {
+        name: value
+        for name, value in bound_arguments(model, args, kwargs).arguments.items()
+        if isinstance(value, bool | int | float | str) and name not in sizes
+    }
+
+
+def read_inputs(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    inputs: InputPlates,
+    sizes: Mapping[str, str],
+    plates: Mapping[str, PlateInfo],
+) -> tuple[tuple[InputInfo, ...], list[str]]:
+    """The declared covariates, and what is wrong with them or with the declared sizes."""
+    arguments = bound_arguments(model, args, kwargs).arguments
+    infos, problems = [], []
+    for name, plate in sizes.items():
+        if name not in arguments:
+            problems.append(
+                f"sizes '{name}': the model has no such argument; it has {list(arguments)}"
+            )
+        elif plate not in plates:
+            problems.append(f"sizes '{name}': no site is in a plate called '{plate}'")
+    for name, declared in inputs.items():
+        along = (declared,) if isinstance(declared, str) else tuple(declared or ())
+        if name not in arguments:
+            problems.append(
+                f"input '{name}': the model has no such argument; it has {list(arguments)}"
+            )
+        elif not is_array(arguments[name]):
+            problems.append(
+                f"input '{name}': expected an array, got {type(arguments[name]).__name__}; "
+                "pass one in this call"
+            )
+        elif missing := [plate for plate in along if plate not in plates]:
+            problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")
+        else:
+            shape = jnp.shape(arguments[name])
+            expected = tuple(plates[plate].size for plate in along)
+            if shape[: len(along)] != expected:
+                problems.append(
+                    f"input '{name}': expected leading shape {expected} for plates "
+                    f"{list(along)}, got shape {shape}"
+                )
+            infos.append(InputInfo(name, along, shape[len(along) :]))
+    return tuple(infos), problems
+
+
+def group_problems(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    groups: Sequence[GroupInfo],
+    plates: Mapping[str, PlateInfo],
+) -> list[str]:
+    """Index vectors that do not exist, do not fit their plates, or point out of range."""
+    arguments = bound_arguments(model, args, kwargs).arguments
+    problems, seen = [], set()
+    for group in groups:
+        missing = [plate for plate in (group.plate, group.along) if plate not in plates]
+        if group.name not in arguments:
+            problems.append(
+                f"groups '{group.name}': the call has no such argument; it has {list(arguments)}"
+            )
+        elif missing:
+            problems.append(f"groups '{group.name}': no site is in a plate called '{missing[0]}'")
+        elif (group.plate, group.along) in seen:
+            problems.append(
+                f"groups '{group.name}': a second index vector from plate '{group.along}' into "
+                f"'{group.plate}'. Rows that belong to several elements of one plate are not "
+                "supported; write the site in that plate as one vector with .to_event(1)"
+            )
+        else:
+            sizes = plates[group.plate].size, plates[group.along].size
+            problem = index_problem(group, arguments[group.name], *sizes)
+            problems += [problem] if problem else []
+        seen.add((group.plate, group.along))
+    return problems
+
+
+def index_problem(group: GroupInfo, value: Any, size: int, num_rows: int) -> str | None:
+    """What is wrong with an index vector, or None.
+
+    Args:
+        group: The declaration.
+        value: The argument.
+        size: Size of the plate into which it points.
+        num_rows: Size of the plate along which it runs.
+
+    Returns:
+        The problem in words.
+    """
+    if not is_array(value) or not jnp.issubdtype(value.dtype, jnp.integer):
+        found = getattr(value, "dtype", type(value).__name__)
+        return f"groups '{group.name}': expected an array of whole numbers, got {found}"
+    if value.shape != (num_rows,):
+        return (
+            f"groups '{group.name}': expected one index for each row of plate '{group.along}', "
+            f"got shape {tuple(value.shape)}"
+        )
+    if isinstance(value, jax.core.Tracer):
+        return None
+    array = np.asarray(value)
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= size:
+        return (
+            f"groups '{group.name}': expected indices from 0 to {size - 1} into plate "
+            f"'{group.plate}' of size {size}, got {low} to {high}"
+        )
+    return None
+
+
+def index_argument_problems(
+    arguments: Mapping[str, Any], groups: Sequence[GroupInfo], sizes: Mapping[str, str]
+) -> list[str]:
+    """Index vectors that no run of the model needs to be told wrong.
+
+    Args:
+        arguments: The model's arguments by name.
+        groups: The declared index vectors.
+        sizes: For each argument that is a plate size, that plate.
+
+    Returns:
+        One message per problem.
+    """
+    known = {plate: arguments[name] for name, plate in sizes.items() if name in arguments}
+    problems = []
+    for group in groups:
+        if group.name in arguments:
+            value = arguments[group.name]
+            num_rows = (
+                len(value) if is_array(value) and value.ndim == 1 else known.get(group.along, -1)
+            )
+            size = known.get(group.plate, sys.maxsize)
+            problem = index_problem(group, value, size, num_rows)
+            problems += [problem] if problem else []
+    return problems
+
+
+def check_indices(
+    structure: ModelStructure, arguments: Mapping[str, Any], sizes: Mapping[str, int]
+) -> None:
+    """Raise a ValueError if an index vector does not fit the plates of this call.
+
+    Args:
+        structure: The structure of the model.
+        arguments: The model's arguments by name.
+        sizes: Size of every plate.
+    """
+    for group in structure.groups:
+        problem = index_problem(
+            group, arguments.get(group.name), sizes[group.plate], sizes[group.along]
+        )
+        if problem:
+            raise ValueError(problem)
