@@ -539,7 +539,7 @@ def poisson_thinned(y=None):
 
 
 def binomial_pair(y=None):
-    k = numpyro.sample("k", dist.Binomial(jnp.array([3.0, 5.0]), jnp.array(0.5)).to_event(1))
+    k = numpyro.sample("k", dist.Binomial(jnp.array([3, 5]), jnp.array(0.5)).to_event(1))
     numpyro.sample("y", dist.Normal(k.sum(-1), 1.0), obs=y)
 
 

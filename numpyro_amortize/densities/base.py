@@ -16,6 +16,7 @@ from numpyro.distributions import constraints
 from numpyro_amortize.discrete import value_dtype
 from numpyro_amortize.layout import natural, pack, unpack
 from numpyro_amortize.structure import ModelStructure, SiteInfo
+from numpyro_amortize.supports import Support
 
 
 class ConditionalDensity(eqx.Module):
@@ -61,6 +62,44 @@ class Density(ABC):
         Returns:
             The conditional density.
         """
+
+
+class DiscreteDensity(ABC):
+    """A specification of a family of probabilities; sizes and ranges come from the model.
+
+    Subclasses are frozen dataclasses. Whatever they build has exact log probabilities, which
+    sum to one; draws are not reparameterised. Coordinates of one event are drawn one after
+    the other, each given those before it.
+    """
+
+    @abstractmethod
+    def problem(self, support: Support) -> str | None:
+        """Why the family cannot describe a discrete support, in words, or None if it can."""
+
+    @abstractmethod
+    def build(
+        self,
+        num_sites: int,
+        event_size: int,
+        context_size: int,
+        support: Support,
+        rng_key: Array,
+    ) -> ConditionalDensity:
+        """Build the networks for sites of equal event size and support.
+
+        Args:
+            num_sites: Number of sites.
+            event_size: Number of coordinates of each.
+            context_size: Number of context features.
+            support: Their discrete support.
+            rng_key: Key of the initial weights.
+
+        Returns:
+            The conditional density, over values numbered from 0.
+        """
+
+
+AnyDensity = Density | DiscreteDensity
 
 
 class FlowStep(Protocol):

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.densities.discrete import ConditionalIntegers, DiscreteDensity
+from numpyro_amortize.densities.base import DiscreteDensity
+from numpyro_amortize.densities.discrete import ConditionalIntegers
 from numpyro_amortize.supports import Support
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from numpyro_amortize.densities.base import ConditionalDensity, Density, SiteDistribution
+from numpyro_amortize.densities.base import ConditionalDensity, SiteDistribution
 from numpyro_amortize.discrete import discrete_features, feature_width
 from numpyro_amortize.layout import natural
 from numpyro_amortize.networks import StackedMLP
@@ -37,44 +36,6 @@ class IntegerFamily(Protocol):
 
     def sample(self, parameters: Array, loc: Array, scale: Array, key: Array) -> Array:
         """One draw for each row of `parameters`."""
-
-
-class DiscreteDensity(ABC):
-    """A specification of a family of probabilities; sizes and ranges come from the model.
-
-    Subclasses are frozen dataclasses. Whatever they build has exact log probabilities, which
-    sum to one; draws are not reparameterised. Coordinates of one event are drawn one after
-    the other, each given those before it.
-    """
-
-    @abstractmethod
-    def problem(self, support: Support) -> str | None:
-        """Why the family cannot describe a discrete support, in words, or None if it can."""
-
-    @abstractmethod
-    def build(
-        self,
-        num_sites: int,
-        event_size: int,
-        context_size: int,
-        support: Support,
-        rng_key: Array,
-    ) -> ConditionalIntegers:
-        """Build the networks for sites of equal event size and support.
-
-        Args:
-            num_sites: Number of sites.
-            event_size: Number of coordinates of each.
-            context_size: Number of context features.
-            support: Their discrete support.
-            rng_key: Key of the initial weights.
-
-        Returns:
-            The conditional density, over values numbered from 0.
-        """
-
-
-AnyDensity = Density | DiscreteDensity
 
 
 class ConditionalIntegers(ConditionalDensity):

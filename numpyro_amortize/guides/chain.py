@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from numpyro_amortize.densities.base import ConditionalDensity, site_distribution
-from numpyro_amortize.densities.coupling import RankOneCoupling
-from numpyro_amortize.densities.discrete import (
+from numpyro_amortize.densities.base import (
     AnyDensity,
+    ConditionalDensity,
     DiscreteDensity,
-    discrete_site_distribution,
+    site_distribution,
 )
+from numpyro_amortize.densities.coupling import RankOneCoupling
+from numpyro_amortize.densities.discrete import discrete_site_distribution
 from numpyro_amortize.discrete import discrete_features
 from numpyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
 from numpyro_amortize.guides.call import CallValues

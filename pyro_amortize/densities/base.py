@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyro_amortize.discrete import value_dtype
 from pyro_amortize.layout import pack, unpack
 from pyro_amortize.structure import ModelStructure, SiteInfo
+from pyro_amortize.supports import Support
 
 
 class ConditionalDensity(nn.Module, ABC):
@@ -58,6 +59,38 @@ class Density(ABC):
         Returns:
             The conditional density.
         """
+
+
+class DiscreteDensity(ABC):
+    """A specification of a family of probabilities; sizes and ranges come from the model.
+
+    Subclasses are frozen dataclasses. Whatever they build has exact log probabilities, which
+    sum to one; draws are not reparameterised. Coordinates of one event are drawn one after
+    the other, each given those before it.
+    """
+
+    @abstractmethod
+    def problem(self, support: Support) -> str | None:
+        """Why the family cannot describe a discrete support, in words, or None if it can."""
+
+    @abstractmethod
+    def build(
+        self, num_sites: int, event_size: int, context_size: int, support: Support
+    ) -> ConditionalDensity:
+        """Build the networks for sites of equal event size and support.
+
+        Args:
+            num_sites: Number of sites.
+            event_size: Number of coordinates of each.
+            context_size: Number of context features.
+            support: Their discrete support.
+
+        Returns:
+            The conditional density, over values numbered from 0.
+        """
+
+
+AnyDensity = Density | DiscreteDensity
 
 
 class FlowStep(Protocol):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_amortize.densities.discrete import ConditionalIntegers, DiscreteDensity
+from pyro_amortize.densities.base import DiscreteDensity
+from pyro_amortize.densities.discrete import ConditionalIntegers
 from pyro_amortize.supports import Support
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_amortize.densities.discrete import ConditionalIntegers, DiscreteDensity
+from pyro_amortize.densities.base import DiscreteDensity
+from pyro_amortize.densities.discrete import ConditionalIntegers
 from pyro_amortize.networks import positive
 from pyro_amortize.supports import Support
 

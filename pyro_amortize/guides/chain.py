@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_amortize.densities.base import ConditionalDensity, site_distribution
-from pyro_amortize.densities.coupling import RankOneCoupling
-from pyro_amortize.densities.discrete import (
+from pyro_amortize.densities.base import (
     AnyDensity,
+    ConditionalDensity,
     DiscreteDensity,
-    discrete_site_distribution,
+    site_distribution,
 )
+from pyro_amortize.densities.coupling import RankOneCoupling
+from pyro_amortize.densities.discrete import discrete_site_distribution
 from pyro_amortize.discrete import discrete_features
 from pyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
 from pyro_amortize.guides.call import CallValues

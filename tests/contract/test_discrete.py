@@ -40,11 +40,11 @@ def numpyro_host():
     return backends.host("numpyro")
 
 
-def built(host, family, support, event_size=1, num_sites=2):
+def built(host, family, support, event_size=1, scale=0.5):
     spec = getattr(host.package, family)(hidden_dims=(8,))
     support = host.module("supports").Support(*support)
-    density = host.build_density(spec, num_sites, event_size, 3, support=(support,))
-    return host.scrambled_density(density)
+    density = host.build_density(spec, 2, event_size, 3, support=(support,))
+    return host.scrambled_density(density, scale)
 
 
 @pytest.mark.parametrize(("family", "support"), HEADS)
@@ -93,7 +93,7 @@ def test_tails_of_counts_fall_like_a_power(host):
 def test_vectors_are_normalised_and_their_coordinates_depend_on_each_other(
     host, rng, family, support
 ):
-    density = built(host, family, support, event_size=3)
+    density = built(host, family, support, event_size=3, scale=1.5)
     num = support[2] - support[1] + 1
     grid = np.stack(np.meshgrid(*[np.arange(float(num))] * 3, indexing="ij"), -1).reshape(-1, 3)
     context = np.broadcast_to(rng.normal(size=(2, 1, 3)), (2, len(grid), 3))
