@@ -55,7 +55,7 @@ class AmortizedGuide:
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         embedding: One specification for all observed sites, or `{site: specification}`.
-        densities: One specification for all latent sites, or `{site: specification}`.
+        densities: One specification for the latents that it fits, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
 
     Raises:
