@@ -1,6 +1,11 @@
 """Amortized guides for NumPyro: one network that answers with a posterior for any data set."""
 
-from numpyro_amortize.densities import NormalDensity, SplineFlowDensity
+from numpyro_amortize.densities import (
+    CategoricalDensity,
+    CountDensity,
+    NormalDensity,
+    SplineFlowDensity,
+)
 from numpyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from numpyro_amortize.fit import fit
 from numpyro_amortize.guides import AmortizedGuide
@@ -16,6 +21,8 @@ __all__ = [
     "NPE",
     "AmortizedGuide",
     "AmortizedPosterior",
+    "CategoricalDensity",
+    "CountDensity",
     "ImageEmbedding",
     "ImportanceSamples",
     "ModelStructure",

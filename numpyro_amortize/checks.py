@@ -289,9 +289,10 @@ def _plate_axes(site: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _first_replaced(value: Array, axis: int) -> Array:
-    """The array with its first element along an axis replaced by the second."""
+    """The array with its first element along an axis replaced by one that differs, if any."""
     front = jnp.moveaxis(value, axis, 0)
-    return jnp.moveaxis(front.at[0].set(front[1]), 0, axis)
+    differs = jnp.any((front != front[:1]).reshape(len(front), -1), axis=1)
+    return jnp.moveaxis(front.at[0].set(front[jnp.argmax(differs)]), 0, axis)
 
 
 def _spread(value: Array, shape: tuple[int, ...]) -> Array:

@@ -17,6 +17,7 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.objectives import NPE
+from numpyro_amortize.objectives.gradients import check_gradients
 from numpyro_amortize.objectives.npe import nonfinite_message
 from numpyro_amortize.posterior import AmortizedPosterior
 from numpyro_amortize.simulate import simulate
@@ -68,7 +69,8 @@ def fit(
         The trained posterior, with its history.
 
     Raises:
-        ValueError: If simulations are not finite and NPE is not told to drop them.
+        ValueError: If simulations are not finite and NPE is not told to drop them, or if the
+            objective's gradient would be wrong at a discrete site.
         FloatingPointError: If the loss is not finite, naming the step and the sites.
 
     Example:
@@ -95,6 +97,7 @@ def fit(
         calls = [draw_call(each) for each in jax.random.split(argument_key, _ARGUMENT_DRAWS)]
         objective = npe = npe.with_fixed_arguments()
     guide.setup_over(calls)
+    check_gradients(guide.structure, objective)
     if npe and npe.simulations is None:
         _check_simulations(model, npe, calls[0])
     step = TrainingStep(

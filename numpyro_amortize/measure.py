@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from numpyro_amortize.arguments import bound_arguments
@@ -44,6 +45,8 @@ def measure(
         values, moments = run(rng_key=jax.random.key(number))
         for site in structure.latents:
             coordinates, _ = pack(structure, site, values[site.name], 1)
+            if site.support.is_discrete:
+                coordinates = jnp.log1p(coordinates)
             parents[site.name].append(coordinates)
             if site.is_conditional:
                 loc, scale = pack_moments(structure, site, moments[site.name], 1)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from amortize_diagnostics import to_datatree
-from numpyro_amortize.densities import Density
+from numpyro_amortize.densities import AnyDensity
 from numpyro_amortize.embeddings import Embedding
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.history import TrainingHistory
@@ -131,7 +131,7 @@ class AmortizedPosterior:
         model: Callable[..., Any],
         *,
         embedding: Embedding | Mapping[str, Embedding] | None = None,
-        densities: Density | Mapping[str, Density] | None = None,
+        densities: AnyDensity | Mapping[str, AnyDensity] | None = None,
     ) -> AmortizedPosterior:
         """Read what `save` wrote.
 

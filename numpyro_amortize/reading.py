@@ -27,6 +27,7 @@ from numpyro_amortize.arguments import (
     with_nothing_missing,
 )
 from numpyro_amortize.checks import PlateCheck, argument_problems, read_data
+from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from numpyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
@@ -101,6 +102,10 @@ def read_structure(
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, observed, plates)
     problems += support_problems
+    problems += range_problems(
+        {site.name: site.support for site in latent_sites},
+        lambda seed: run_model(proper, args, kwargs, jax.random.key(seed)),
+    )
     if problems:
         raise _report(problems)
 
@@ -124,6 +129,12 @@ def read_structure(
         found = coupled_through(name, order, dependencies, own, reach)
         if found and found[0] in order and not set(own[found[0]]) <= reach[name]:
             coupled[name] = found[0]  # on crossing plates: an approximation, and printed
+            if infos[name].support.is_discrete:
+                problems.append(
+                    f"site '{name}': is discrete, and its elements depend on each other through "
+                    f"site '{found[0]}' on crossing plates, which discrete sites cannot yet. "
+                    "Sum it out of the model, or make it continuous"
+                )
         elif found:
             problems.append(
                 f"site '{name}': its elements along plate '{found[1]}' depend on each other "
@@ -366,7 +377,7 @@ def _read_latents(
         if name in observed:
             continue
         fn = site["fn"]
-        support = site_support(fn)
+        support = with_labels(fn, site_support(fn))
         event_shape = tuple(fn.event_shape)
         if support is None:
             problems.append(
@@ -374,16 +385,16 @@ def _read_latents(
                 f"line; supported are {SUPPORTED}"
             )
             continue
-        elsewhere = site_support(again[name]["fn"])
+        elsewhere = with_labels(again[name]["fn"], site_support(again[name]["fn"]))
         if elsewhere is not None and elsewhere.centre != support.centre:
             support = replace(support, centre=None)  # it follows other latents: any will do
             elsewhere = replace(elsewhere, centre=None)
-        if support != elsewhere:
+        if not support.is_discrete and support != elsewhere:
             problems.append(
                 f"site '{name}': its support changes with other latents. Write it as a "
                 "transformation of a site with a fixed support"
             )
-        if _bounds_ndim(support) > len(event_shape):
+        if not support.is_discrete and _bounds_ndim(support) > len(event_shape):
             problems.append(
                 f"site '{name}': its bounds differ between plate elements. Write it as a "
                 "transformation of a site with one support for all"

@@ -22,7 +22,8 @@ class Standardisation:
 
     Args:
         draws: For each latent its coordinates as drawn: unconstrained, after the model's own
-            conditional location and scale where the site has them.
+            conditional location and scale where the site has them; of a discrete one the
+            logarithm of 1 + its number.
         parents: For each latent its unconstrained coordinates as seen by other sites.
         data: For each observed site its flattened event.
         inputs: For each input its flattened event.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.transforms import IndependentTransform, Transform
+from numpyro.distributions.transforms import AffineTransform, IndependentTransform, Transform
 
 from numpyro_amortize.bijections import (
     CircularTransform,
@@ -34,6 +34,8 @@ _BY_NAME: dict[str, Any] = {
     "circular": constraints.circular,
     "l1_ball": constraints.l1_ball,
     "zero_sum": constraints.zero_sum(1),
+    "boolean": constraints.boolean,
+    "nonnegative_integer": constraints.nonnegative_integer,
 }
 # Other constraints on the same sets of values.
 _SYNONYMS = (
@@ -48,10 +50,11 @@ _OWN_TRANSFORMS = {
     "lower_cholesky": LowerCholeskyTransform,
     "positive_definite": PositiveDefiniteTransform,
 }
+DISCRETE = ("boolean", "categorical", "integer_interval", "nonnegative_integer")
 SUPPORTED = (
     "real, positive, greater_than, less_than, interval, circular, simplex, ordered, "
     "positive_ordered, corr_cholesky, corr_matrix, lower_cholesky, positive_definite, sphere, "
-    "l1_ball, zero_sum"
+    "l1_ball, zero_sum, boolean, integer_interval, nonnegative_integer"
 )
 
 
@@ -65,7 +68,9 @@ class Support:
     Args:
         kind: One of real, positive, greater_than, less_than, interval, circular, simplex,
             ordered, positive_ordered, corr_cholesky, corr_matrix, lower_cholesky,
-            positive_definite, sphere; in NumPyro also l1_ball and zero_sum.
+            positive_definite, sphere; in NumPyro also l1_ball and zero_sum;
+            of whole numbers boolean, categorical (labels without an order), integer_interval,
+            nonnegative_integer.
         lower: Lower bounds, nested tuples or a number (greater_than, interval).
         upper: Upper bounds, nested tuples or a number (less_than, interval).
         centre: Where the map is centred, a nested tuple or a number (circular: an angle in
@@ -83,8 +88,20 @@ class Support:
     upper: Any = None
     centre: Any = None
 
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the values are whole numbers."""
+        return self.kind in DISCRETE
+
+    @property
+    def num_values(self) -> int | None:
+        """Number of values of a bounded discrete support, else None."""
+        return None if not self.is_discrete or self.upper is None else self.upper - self.lower + 1
+
     def constraint(self) -> Any:
         """The host's constraint, elementwise for the scalar kinds."""
+        if self.kind in ("categorical", "integer_interval"):
+            return constraints.integer_interval(self.lower, self.upper)
         if self.kind in _BY_NAME:
             return _BY_NAME[self.kind]
         lower = None if self.lower is None else jnp.asarray(self.lower, dtype=float)
@@ -98,9 +115,13 @@ class Support:
     def bijection(self, event_dim: int) -> Transform:
         """The map from unconstrained to constrained values, over `event_dim` event dims.
 
-        Its log determinant has the batch shape only.
+        Its log determinant has the batch shape only. Discrete values are numbered from 0.
         """
-        transform = self._transform()
+        transform = (
+            AffineTransform(float(self.lower), 1.0)  # the number of a value
+            if self.is_discrete
+            else self._transform()
+        )
         extra = event_dim - transform.codomain.event_dim
         return IndependentTransform(transform, extra) if extra > 0 else transform
 
@@ -140,13 +161,13 @@ def read_support(constraint: Any) -> Support | None:
         constraint: The `support` of a host distribution.
 
     Returns:
-        The support, or None for discrete constraints, `cat`, `stack` and others outside the
+        The support, or None for `cat`, `stack` and others outside the
         supported list.
     """
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     if constraint.is_discrete:
-        return None
+        return _discrete_support(constraint)
     if constraint is constraints.real:
         return Support("real")
     if constraint is constraints.circular:
@@ -220,6 +241,18 @@ def _mean_direction(fn: Any) -> Any:
     if not is_shared or not np.any(rows[0]):
         return None
     return _as_tuple(np.round(rows[0], 4).tolist())
+
+
+def _discrete_support(constraint: Any) -> Support | None:
+    if constraint is constraints.boolean:
+        return Support("boolean", 0, 1)
+    if constraint is constraints.nonnegative_integer:
+        return Support("nonnegative_integer", 0)
+    if not isinstance(constraint, constraints.integer_interval):
+        return None
+    bounds = (_bound(constraint, name) for name in ("lower_bound", "upper_bound"))
+    lower, upper = (int(bound) if isinstance(bound, float) else bound for bound in bounds)
+    return Support("integer_interval", lower, upper)
 
 
 def _bound(constraint: Any, name: str) -> Any:

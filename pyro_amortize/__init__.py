@@ -1,6 +1,11 @@
 """Amortized guides for Pyro: one network that answers with a posterior for any data set."""
 
-from pyro_amortize.densities import NormalDensity, SplineFlowDensity
+from pyro_amortize.densities import (
+    CategoricalDensity,
+    CountDensity,
+    NormalDensity,
+    SplineFlowDensity,
+)
 from pyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from pyro_amortize.fit import fit
 from pyro_amortize.guides import AmortizedGuide
@@ -16,6 +21,8 @@ __all__ = [
     "NPE",
     "AmortizedGuide",
     "AmortizedPosterior",
+    "CategoricalDensity",
+    "CountDensity",
     "ImageEmbedding",
     "ImportanceSamples",
     "ModelStructure",

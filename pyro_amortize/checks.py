@@ -294,9 +294,11 @@ def _plate_axes(site: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _first_replaced(value: Tensor, axis: int) -> Tensor:
-    """The array with its first element along an axis replaced by the second."""
+    """The array with its first element along an axis replaced by one that differs, if any."""
     front = torch.moveaxis(value, axis, 0)
-    front = torch.cat([front[1:2], front[1:]])
+    differs = (front != front[:1]).reshape(len(front), -1).any(1)
+    other = int(differs.int().argmax()) or min(1, len(front) - 1)
+    front = torch.cat([front[other : other + 1], front[1:]])
     return torch.moveaxis(front, 0, axis)
 
 

@@ -14,6 +14,7 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.objectives import NPE
+from pyro_amortize.objectives.gradients import check_gradients
 from pyro_amortize.objectives.npe import nonfinite_message
 from pyro_amortize.posterior import AmortizedPosterior
 from pyro_amortize.simulate import simulate
@@ -61,7 +62,8 @@ def fit(
         The trained posterior, with its history.
 
     Raises:
-        ValueError: If simulations are not finite and NPE is not told to drop them.
+        ValueError: If simulations are not finite and NPE is not told to drop them, or if the
+            objective's gradient would be wrong at a discrete site.
         FloatingPointError: If the loss is not finite, naming the step and the sites.
 
     Example:
@@ -86,6 +88,7 @@ def fit(
         calls = [draw_call() for _ in range(_ARGUMENT_DRAWS)]
         objective = npe = npe.with_fixed_arguments()
     guide.setup_over(calls)
+    check_gradients(guide.structure, objective)
     if npe and npe.simulations is None and guide.is_vectorized:
         _check_simulations(model, npe, calls[0])
     step = TrainingStep(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_amortize.arguments import bound_arguments
@@ -53,6 +54,8 @@ def measure(
             values, moments = _rows(model, num, args, kwargs, conditional, is_vectorized)
         for site in structure.latents:
             coordinates, _ = pack(structure, site, values[site.name], 1)
+            if site.support.is_discrete:
+                coordinates = torch.log1p(coordinates)
             parents[site.name].append(coordinates)
             if site.is_conditional:
                 loc, scale = pack_moments(structure, site, moments[site.name], 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from amortize_diagnostics import to_datatree
-from pyro_amortize.densities import Density
+from pyro_amortize.densities import AnyDensity
 from pyro_amortize.embeddings import Embedding
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.history import TrainingHistory
@@ -122,7 +122,7 @@ class AmortizedPosterior:
         model: Callable[..., Any],
         *,
         embedding: Embedding | Mapping[str, Embedding] | None = None,
-        densities: Density | Mapping[str, Density] | None = None,
+        densities: AnyDensity | Mapping[str, AnyDensity] | None = None,
     ) -> AmortizedPosterior:
         """Read what `save` wrote.
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from operator import attrgetter
 from typing import Any
 
+from pyro_amortize.discrete import feature_width
 from pyro_amortize.levels import GroupInfo, Level, closure, pooling_levels
 from pyro_amortize.supports import Support, event_size
 
@@ -137,6 +138,10 @@ class ModelStructure:
         """Number of unconstrained coordinates of one latent event, event plates included."""
         folded = math.prod(self.plates[plate].size for plate in site.event_plates)
         return folded * event_size(site.support, site.event_shape)
+
+    def feature_size(self, site: SiteInfo) -> int:
+        """Number of features by which later sites see a latent."""
+        return self.unconstrained_size(site) * feature_width(site.support)
 
     @property
     def plate_dims(self) -> dict[str, int]:

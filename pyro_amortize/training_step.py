@@ -66,10 +66,8 @@ class TrainingStep:
         """One step; its loss, and the simulations left out. No step if it is not finite."""
         self._random_state = torch.get_rng_state()
         self._optimizer.zero_grad()
-        loss, count = self._loss(call)
-        value = float(loss.detach())
+        value, count = self._add_gradients(call)
         if math.isfinite(value):
-            loss.backward()
             torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP_NORM)
             self._optimizer.step()
             if self._schedule is not None:
@@ -101,11 +99,19 @@ class TrainingStep:
             "the networks diverge"
         )
 
-    def _loss(self, call: Call) -> tuple[Tensor, int]:
+    def _add_gradients(self, call: Call) -> tuple[float, int]:
+        """The loss, its gradients added to those of the parameters if it is finite."""
         args, kwargs = call
         if self.is_npe:
-            return self.objective.loss_and_count(self.model, self.guide, *args, **kwargs)
-        return self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs), 0
+            loss, count = self.objective.loss_and_count(self.model, self.guide, *args, **kwargs)
+        elif hasattr(self.objective, "differentiable_loss"):
+            loss = self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            count = 0
+        else:  # TraceGraph_ELBO
+            return self.objective.loss_and_grads(self.model, self.guide, *args, **kwargs), 0
+        if bool(torch.isfinite(loss)):
+            loss.backward()
+        return float(loss.detach()), count
 
     def _find_parameters(self, call: Call) -> list[Tensor]:
         """The guide's parameters, and under a bound of the host those of the model too."""
@@ -113,7 +119,7 @@ class TrainingStep:
             return list(self.guide.parameters())
         args, kwargs = call
         with poutine.trace(param_only=True) as capture:
-            self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
+            self.objective.loss(self.model, self.guide, *args, **kwargs)
         values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
         return [value.unconstrained() for value in values]
 

@@ -83,8 +83,15 @@ class NumPyroHost:
     def simulate(self, model, num, *, seed=0, **options):
         return self.package.simulate(model, num, rng_key=self.key(seed), **options)
 
-    def build_density(self, spec, num_sites, event_size, context_size, seed=0):
-        return spec.build(num_sites, event_size, context_size, self.key(seed))
+    def build_density(self, spec, num_sites, event_size, context_size, seed=0, support=()):
+        return spec.build(num_sites, event_size, context_size, *support, self.key(seed))
+
+    def scrambled_density(self, density, scale=0.5):
+        """The same networks with random weights."""
+        rng = np.random.default_rng(0)
+        arrays, treedef = self._jax.tree.flatten(density)
+        moved = [leaf + self.array(scale * rng.normal(size=leaf.shape)) for leaf in arrays]
+        return self._jax.tree.unflatten(treedef, moved)
 
     def untrained(self, model, guide, *args, **kwargs):
         """The posterior of a guide as it is initialised, without the warning."""
@@ -253,9 +260,17 @@ class PyroHost:
         self.seed(seed)
         return self.package.simulate(model, num, **options)
 
-    def build_density(self, spec, num_sites, event_size, context_size, seed=0):
+    def build_density(self, spec, num_sites, event_size, context_size, seed=0, support=()):
         self.seed(seed)
-        return spec.build(num_sites, event_size, context_size)
+        return spec.build(num_sites, event_size, context_size, *support)
+
+    def scrambled_density(self, density, scale=0.5):
+        """The same networks with random weights."""
+        rng = np.random.default_rng(0)
+        with self._torch.no_grad():
+            for parameter in density.parameters():
+                parameter.add_(self.array(scale * rng.normal(size=tuple(parameter.shape))))
+        return density
 
     def untrained(self, model, guide, *args, **kwargs):
         """The posterior of a guide as it is initialised, without the warning."""
@@ -333,7 +348,7 @@ class PyroHost:
         """Draws of the first site, and the density that came with them."""
         self.seed(0)
         distribution = density(self.array(context), 0)
-        value = distribution.rsample()
+        value = distribution()  # reparameterised where it can be
         return numpy_tree(value), numpy_tree(distribution.log_prob(value))
 
 

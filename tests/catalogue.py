@@ -36,6 +36,8 @@ CATALOGUE = (
     Entry("AmortizedGuide", "guide", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("AmortizedPosterior", "result"),
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
+    Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
+    Entry("CountDensity", "density", ("poisson_count",), OTHER),
     Entry("ImportanceSamples", "result"),
     Entry("ModelStructure", "result"),
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),

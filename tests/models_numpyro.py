@@ -3,6 +3,7 @@
 from functools import partial
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -582,3 +583,89 @@ def counts_of_groups(num_groups=5, y=None):
     with numpyro.plate("groups", num_groups):
         rate = numpyro.sample("rate", dist.LogNormal(mu, 0.5))
         numpyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+_MIXTURE = PROBLEMS["mixture_assignments"]
+_REGIMES = PROBLEMS["regimes"]
+_SWITCHES = PROBLEMS["switches"]
+
+
+def mixture_assignments(y=None, num_rows=_MIXTURE.num_rows):
+    centres = jnp.array(_MIXTURE.centres)
+    mu = numpyro.sample("mu", dist.Normal(centres, _MIXTURE.spread).to_event(1))
+    with numpyro.plate("rows", num_rows, dim=-1):
+        z = numpyro.sample("z", dist.Categorical(jnp.array(_MIXTURE.weights)))
+        mean = (mu * jax.nn.one_hot(z, len(_MIXTURE.weights))).sum(-1)
+        numpyro.sample("y", dist.Normal(mean, _MIXTURE.noise), obs=y)
+
+
+def poisson_count(y=None):
+    k = numpyro.sample("k", dist.Poisson(PROBLEMS["poisson_count"].rate))
+    numpyro.sample("y", dist.Normal(k, PROBLEMS["poisson_count"].noise), obs=y)
+
+
+def regimes(y=None):
+    c = numpyro.sample("c", dist.Categorical(jnp.array(_REGIMES.weights)))
+    loc, scale = jnp.array(_REGIMES.centres)[c], jnp.array(_REGIMES.spreads)[c]
+    t = numpyro.sample("t", dist.Normal(loc, scale))
+    with numpyro.plate("rows", _REGIMES.num_rows, dim=-1):
+        numpyro.sample("y", dist.Normal(t, _REGIMES.noise), obs=y)
+
+
+def switches(y=None):
+    b = numpyro.sample("b", dist.Bernoulli(jnp.array([_SWITCHES.probability] * 3)).to_event(1))
+    mean = (b * jnp.array(_SWITCHES.sizes)).sum(-1)
+    numpyro.sample("y", dist.Normal(mean, _SWITCHES.noise), obs=y)
+
+
+def switches_in_a_plate(y=None):
+    """The same in a plate that no observed site carries, and two rows."""
+    with numpyro.plate("switches", 3, dim=-1):
+        b = numpyro.sample("b", dist.Bernoulli(jnp.array(_SWITCHES.probability)))
+    mean = (b[..., None, :] * jnp.array(_SWITCHES.sizes)).sum(-1)
+    with numpyro.plate("rows", 2, dim=-1):
+        numpyro.sample("y", dist.Normal(mean, _SWITCHES.noise), obs=y)
+
+
+def every_discrete_support(y=None):
+    """A global of each kind, a local one that reads them, and one with too many values to list."""
+    flag = numpyro.sample("flag", dist.Bernoulli(jnp.array(0.3)))
+    label = numpyro.sample("label", dist.Categorical(jnp.array([0.2, 0.5, 0.3])))
+    few = numpyro.sample("few", dist.Binomial(5, jnp.array(0.4)))
+    many = numpyro.sample("many", dist.Binomial(1000, jnp.array(0.3)))
+    count = numpyro.sample("count", dist.Poisson(jnp.array(4.0)))
+    waits = numpyro.sample("waits", dist.Geometric(jnp.array(0.3)))
+    pair = numpyro.sample("pair", dist.Poisson(jnp.array([1.0, 5.0])).to_event(1))
+    loc = flag + label + few + many / 100.0 + count + waits + pair.sum(-1)
+    with numpyro.plate("rows", 4, dim=-1):
+        own = numpyro.sample("own", dist.NegativeBinomialProbs(3.0, jnp.array(0.4)))
+        numpyro.sample("y", dist.Normal(loc + own, 1.0), obs=y)
+
+
+def poisson_thinned(y=None):
+    """The range of the second count is the first count."""
+    n = numpyro.sample("n", dist.Poisson(jnp.array(6.0)))
+    k = numpyro.sample("k", dist.Binomial(n, jnp.array(0.5)))
+    numpyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+
+def binomial_pair(y=None):
+    k = numpyro.sample("k", dist.Binomial(jnp.array([3, 5]), jnp.array(0.5)).to_event(1))
+    numpyro.sample("y", dist.Normal(k.sum(-1), 1.0), obs=y)
+
+
+def crossed_switches(y=None):
+    """Discrete elements on one of two crossing plates."""
+    students = numpyro.plate("students", 4, dim=-2)
+    items = numpyro.plate("items", 3, dim=-1)
+    with students:
+        a = numpyro.sample("a", dist.Normal(jnp.array(0.0), 1.0))
+    with items:
+        d = numpyro.sample("d", dist.Bernoulli(jnp.array(0.5)))
+    with students, items:
+        numpyro.sample("y", dist.Normal(a - d, 1.0), obs=y)
+
+
+def multinomial_counts(y=None):
+    k = numpyro.sample("k", dist.Multinomial(4, jnp.array([0.3, 0.7])))
+    numpyro.sample("y", dist.Normal(k[..., 0], 1.0), obs=y)

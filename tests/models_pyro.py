@@ -14,6 +14,7 @@ from pyro.distributions.transforms import (
     OrderedTransform,
 )
 from pyro.nn import PyroModule, PyroParam, PyroSample
+from torch.nn.functional import one_hot
 
 from tests.problems import PROBLEMS
 
@@ -585,3 +586,89 @@ def counts_of_groups(num_groups=5, y=None):
     with pyro.plate("groups", num_groups):
         rate = pyro.sample("rate", dist.LogNormal(mu, 0.5))
         pyro.sample("y", dist.Poisson(rate), obs=y)
+
+
+_MIXTURE = PROBLEMS["mixture_assignments"]
+_REGIMES = PROBLEMS["regimes"]
+_SWITCHES = PROBLEMS["switches"]
+
+
+def mixture_assignments(y=None, num_rows=_MIXTURE.num_rows):
+    centres = torch.tensor(_MIXTURE.centres)
+    mu = pyro.sample("mu", dist.Normal(centres, _MIXTURE.spread).to_event(1))
+    with pyro.plate("rows", num_rows, dim=-1):
+        z = pyro.sample("z", dist.Categorical(torch.tensor(_MIXTURE.weights)))
+        mean = (mu * one_hot(z, len(_MIXTURE.weights))).sum(-1)
+        pyro.sample("y", dist.Normal(mean, _MIXTURE.noise), obs=y)
+
+
+def poisson_count(y=None):
+    k = pyro.sample("k", dist.Poisson(PROBLEMS["poisson_count"].rate))
+    pyro.sample("y", dist.Normal(k, PROBLEMS["poisson_count"].noise), obs=y)
+
+
+def regimes(y=None):
+    c = pyro.sample("c", dist.Categorical(torch.tensor(_REGIMES.weights)))
+    loc, scale = torch.tensor(_REGIMES.centres)[c], torch.tensor(_REGIMES.spreads)[c]
+    t = pyro.sample("t", dist.Normal(loc, scale))
+    with pyro.plate("rows", _REGIMES.num_rows, dim=-1):
+        pyro.sample("y", dist.Normal(t, _REGIMES.noise), obs=y)
+
+
+def switches(y=None):
+    b = pyro.sample("b", dist.Bernoulli(torch.tensor([_SWITCHES.probability] * 3)).to_event(1))
+    mean = (b * torch.tensor(_SWITCHES.sizes)).sum(-1)
+    pyro.sample("y", dist.Normal(mean, _SWITCHES.noise), obs=y)
+
+
+def switches_in_a_plate(y=None):
+    """The same in a plate that no observed site carries, and two rows."""
+    with pyro.plate("switches", 3, dim=-1):
+        b = pyro.sample("b", dist.Bernoulli(torch.tensor(_SWITCHES.probability)))
+    mean = (b[..., None, :] * torch.tensor(_SWITCHES.sizes)).sum(-1)
+    with pyro.plate("rows", 2, dim=-1):
+        pyro.sample("y", dist.Normal(mean, _SWITCHES.noise), obs=y)
+
+
+def every_discrete_support(y=None):
+    """A global of each kind, a local one that reads them, and one with too many values to list."""
+    flag = pyro.sample("flag", dist.Bernoulli(torch.tensor(0.3)))
+    label = pyro.sample("label", dist.Categorical(torch.tensor([0.2, 0.5, 0.3])))
+    few = pyro.sample("few", dist.Binomial(5, torch.tensor(0.4)))
+    many = pyro.sample("many", dist.Binomial(1000, torch.tensor(0.3)))
+    count = pyro.sample("count", dist.Poisson(torch.tensor(4.0)))
+    waits = pyro.sample("waits", dist.Geometric(torch.tensor(0.3)))
+    pair = pyro.sample("pair", dist.Poisson(torch.tensor([1.0, 5.0])).to_event(1))
+    loc = flag + label + few + many / 100.0 + count + waits + pair.sum(-1)
+    with pyro.plate("rows", 4, dim=-1):
+        own = pyro.sample("own", dist.NegativeBinomial(3.0, torch.tensor(0.4)))
+        pyro.sample("y", dist.Normal(loc + own, 1.0), obs=y)
+
+
+def poisson_thinned(y=None):
+    """The range of the second count is the first count."""
+    n = pyro.sample("n", dist.Poisson(torch.tensor(6.0)))
+    k = pyro.sample("k", dist.Binomial(n, torch.tensor(0.5)))
+    pyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+
+def binomial_pair(y=None):
+    k = pyro.sample("k", dist.Binomial(torch.tensor([3.0, 5.0]), torch.tensor(0.5)).to_event(1))
+    pyro.sample("y", dist.Normal(k.sum(-1), 1.0), obs=y)
+
+
+def crossed_switches(y=None):
+    """Discrete elements on one of two crossing plates."""
+    students = pyro.plate("students", 4, dim=-2)
+    items = pyro.plate("items", 3, dim=-1)
+    with students:
+        a = pyro.sample("a", dist.Normal(torch.tensor(0.0), 1.0))
+    with items:
+        d = pyro.sample("d", dist.Bernoulli(torch.tensor(0.5)))
+    with students, items:
+        pyro.sample("y", dist.Normal(a - d, 1.0), obs=y)
+
+
+def multinomial_counts(y=None):
+    k = pyro.sample("k", dist.Multinomial(4, torch.tensor([0.3, 0.7])))
+    pyro.sample("y", dist.Normal(k[..., 0], 1.0), obs=y)

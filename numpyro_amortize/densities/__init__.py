@@ -1,7 +1,18 @@
 """Conditional densities: one family per file."""
 
-from numpyro_amortize.densities.base import ConditionalDensity, Density
+from numpyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
+from numpyro_amortize.densities.categorical import CategoricalDensity
+from numpyro_amortize.densities.count import CountDensity
 from numpyro_amortize.densities.normal import NormalDensity
 from numpyro_amortize.densities.spline_flow import SplineFlowDensity
 
-__all__ = ["ConditionalDensity", "Density", "NormalDensity", "SplineFlowDensity"]
+__all__ = [
+    "AnyDensity",
+    "CategoricalDensity",
+    "ConditionalDensity",
+    "CountDensity",
+    "Density",
+    "DiscreteDensity",
+    "NormalDensity",
+    "SplineFlowDensity",
+]

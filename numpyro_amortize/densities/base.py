@@ -13,8 +13,10 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
+from numpyro_amortize.discrete import value_dtype
 from numpyro_amortize.layout import natural, pack, unpack
 from numpyro_amortize.structure import ModelStructure, SiteInfo
+from numpyro_amortize.supports import Support
 
 
 class ConditionalDensity(eqx.Module):
@@ -39,7 +41,7 @@ class ConditionalDensity(eqx.Module):
 
 
 class Density(ABC):
-    """A specification of a density family; sizes come from the model.
+    """A specification of a density family for continuous sites; sizes come from the model.
 
     Subclasses are frozen dataclasses. Whatever they build has an exact log density and
     reparameterised draws.
@@ -60,6 +62,44 @@ class Density(ABC):
         Returns:
             The conditional density.
         """
+
+
+class DiscreteDensity(ABC):
+    """A specification of a family of probabilities; sizes and ranges come from the model.
+
+    Subclasses are frozen dataclasses. Whatever they build has exact log probabilities, which
+    sum to one; draws are not reparameterised. Coordinates of one event are drawn one after
+    the other, each given those before it.
+    """
+
+    @abstractmethod
+    def problem(self, support: Support) -> str | None:
+        """Why the family cannot describe a discrete support, in words, or None if it can."""
+
+    @abstractmethod
+    def build(
+        self,
+        num_sites: int,
+        event_size: int,
+        context_size: int,
+        support: Support,
+        rng_key: Array,
+    ) -> ConditionalDensity:
+        """Build the networks for sites of equal event size and support.
+
+        Args:
+            num_sites: Number of sites.
+            event_size: Number of coordinates of each.
+            context_size: Number of context features.
+            support: Their discrete support.
+            rng_key: Key of the initial weights.
+
+        Returns:
+            The conditional density, over values numbered from 0.
+        """
+
+
+AnyDensity = Density | DiscreteDensity
 
 
 class FlowStep(Protocol):
@@ -157,6 +197,11 @@ class SiteDistribution(dist.Distribution):
         super().__init__(batch_shape=batch_shape, event_shape=site.event_shape, validate_args=False)
 
     @property
+    def has_rsample(self) -> bool:
+        """Whether draws are reparameterised, which those of whole numbers are not."""
+        return bool(self.base.has_rsample)
+
+    @property
     def support(self) -> Any:
         """The constraint of the site."""
         constraint = self.site.support.constraint()
@@ -176,6 +221,8 @@ class SiteDistribution(dist.Distribution):
         value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
         log_prob = log_prob - jnp.sum(jnp.log(self.scale), axis=-1) - log_det
         value = self._natural(value, len(self.event_shape))
+        if self.site.support.is_discrete:
+            value = value.astype(value_dtype(self.site.support))
         return value, [self._natural(self._spread(log_prob), 0)]
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:

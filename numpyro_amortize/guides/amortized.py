@@ -15,11 +15,15 @@ import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
-from numpyro_amortize.densities import Density, SplineFlowDensity
+from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
 from numpyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
-from numpyro_amortize.guides.specifications import check_specifications, resolve_specifications
+from numpyro_amortize.guides.specifications import (
+    check_specifications,
+    resolve_densities,
+    resolve_specifications,
+)
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
 from numpyro_amortize.reading import Parents, read_structure
@@ -51,7 +55,7 @@ class AmortizedGuide:
         missing: Observed sites of which values may be missing, marked by NaN in the data; or
             `{argument: site}` for a boolean argument that is True where the site is observed.
         embedding: One specification for all observed sites, or `{site: specification}`.
-        densities: One specification for all latent sites, or `{site: specification}`.
+        densities: One specification for the latents that it fits, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
 
     Raises:
@@ -84,7 +88,7 @@ class AmortizedGuide:
         sizes: Mapping[str, str] | None = None,
         missing: MissingSites = (),
         embedding: Embedding | Mapping[str, Embedding] | None = None,
-        densities: Density | Mapping[str, Density] | None = None,
+        densities: AnyDensity | Mapping[str, AnyDensity] | None = None,
         parents: Parents = "auto",
     ) -> None:
         self.model = model
@@ -94,7 +98,7 @@ class AmortizedGuide:
         self.sizes = dict(sizes or {})
         self.missing = missing
         self._embedding = check_specifications("embedding", embedding, Embedding)
-        self._densities = check_specifications("densities", densities, Density)
+        self._densities = check_specifications("densities", densities, Density, DiscreteDensity)
         self._parents = parents
         self.setup_call: Call = ((), {})
         self._observations: Mapping[str, Any] | None = None
@@ -179,19 +183,17 @@ class AmortizedGuide:
 
     def specifications(
         self, structure: ModelStructure
-    ) -> tuple[dict[str, Embedding], dict[str, Density]]:
+    ) -> tuple[dict[str, Embedding], dict[str, AnyDensity]]:
         """The embedding of each observed and the density of each latent site.
 
         Raises:
-            ValueError: If a specification is given for a site that does not exist.
+            ValueError: If a specification is given for a site that does not exist or fit it.
         """
         return (
             resolve_specifications(
                 "embedding", self._embedding, structure.observed, PlateEmbedding()
             ),
-            resolve_specifications(
-                "densities", self._densities, structure.latents, SplineFlowDensity()
-            ),
+            resolve_densities(self._densities, structure.latents),
         )
 
     def init_params(self) -> dict[str, Any]:

@@ -82,6 +82,8 @@ class NPE(ELBO):
         Papamakarios and Murray (2016), arXiv:1605.06376, proposition 1.
     """
 
+    can_infer_discrete = True  # the host's flag: nothing is drawn from the guide
+
     def __init__(
         self,
         num_simulations: int = 128,

@@ -13,8 +13,10 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_amortize.discrete import value_dtype
 from pyro_amortize.layout import pack, unpack
 from pyro_amortize.structure import ModelStructure, SiteInfo
+from pyro_amortize.supports import Support
 
 
 class ConditionalDensity(nn.Module, ABC):
@@ -39,7 +41,7 @@ class ConditionalDensity(nn.Module, ABC):
 
 
 class Density(ABC):
-    """A specification of a density family; sizes come from the model.
+    """A specification of a density family for continuous sites; sizes come from the model.
 
     Subclasses are frozen dataclasses. Whatever they build has an exact log density and
     reparameterised draws.
@@ -57,6 +59,38 @@ class Density(ABC):
         Returns:
             The conditional density.
         """
+
+
+class DiscreteDensity(ABC):
+    """A specification of a family of probabilities; sizes and ranges come from the model.
+
+    Subclasses are frozen dataclasses. Whatever they build has exact log probabilities, which
+    sum to one; draws are not reparameterised. Coordinates of one event are drawn one after
+    the other, each given those before it.
+    """
+
+    @abstractmethod
+    def problem(self, support: Support) -> str | None:
+        """Why the family cannot describe a discrete support, in words, or None if it can."""
+
+    @abstractmethod
+    def build(
+        self, num_sites: int, event_size: int, context_size: int, support: Support
+    ) -> ConditionalDensity:
+        """Build the networks for sites of equal event size and support.
+
+        Args:
+            num_sites: Number of sites.
+            event_size: Number of coordinates of each.
+            context_size: Number of context features.
+            support: Their discrete support.
+
+        Returns:
+            The conditional density, over values numbered from 0.
+        """
+
+
+AnyDensity = Density | DiscreteDensity
 
 
 class FlowStep(Protocol):
@@ -141,7 +175,6 @@ class SiteDistribution(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}
-    has_rsample = True
 
     def __init__(
         self,
@@ -160,6 +193,7 @@ class SiteDistribution(TorchDistribution):
         for plate in site.event_plates:
             aligned[structure.plates[plate].dim] = 1
         self.base = base.expand(torch.Size(aligned))
+        self.has_rsample = bool(base.has_rsample)  # not of whole numbers
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size(site.event_shape), validate_args=False)
 
@@ -178,11 +212,21 @@ class SiteDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape `(*sample_shape, *batch, *event)`, constrained, differentiable."""
-        coordinates = self.base.rsample(sample_shape)
+        return self._draw(self.base.rsample(sample_shape), sample_shape)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of shape `(*sample_shape, *batch, *event)`, constrained."""
+        if self.has_rsample:
+            return super().sample(sample_shape)
+        return self._draw(self.base.sample(sample_shape), sample_shape)
+
+    def _draw(self, coordinates: Tensor, sample_shape: Any) -> Tensor:
         log_prob = self.base.log_prob(coordinates)
         value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
         log_prob = log_prob - torch.log(self.scale).sum(-1) - log_det
         value = value.reshape(self.shape(sample_shape))
+        if self.site.support.is_discrete:
+            value = value.to(value_dtype(self.site.support))
         batch_dims = len(torch.Size(sample_shape)) + len(self.batch_shape)
         self._drawn = value, self._trimmed(self._spread(log_prob), batch_dims)
         return value

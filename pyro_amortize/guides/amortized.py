@@ -14,11 +14,15 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
-from pyro_amortize.densities import Density, SplineFlowDensity
+from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
-from pyro_amortize.guides.specifications import check_specifications, resolve_specifications
+from pyro_amortize.guides.specifications import (
+    check_specifications,
+    resolve_densities,
+    resolve_specifications,
+)
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
 from pyro_amortize.reading import Parents, read_structure
@@ -48,7 +52,7 @@ class AmortizedGuide(PyroModule):
         missing: Observed sites of which values may be missing, marked by NaN in the data; or
             `{argument: site}` for a boolean argument that is True where the site is observed.
         embedding: One specification for all observed sites, or `{site: specification}`.
-        densities: One specification for all latent sites, or `{site: specification}`.
+        densities: One specification for the latents that it fits, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
 
     Raises:
@@ -84,7 +88,7 @@ class AmortizedGuide(PyroModule):
         sizes: Mapping[str, str] | None = None,
         missing: MissingSites = (),
         embedding: Embedding | Mapping[str, Embedding] | None = None,
-        densities: Density | Mapping[str, Density] | None = None,
+        densities: AnyDensity | Mapping[str, AnyDensity] | None = None,
         parents: Parents = "auto",
     ) -> None:
         super().__init__()
@@ -95,7 +99,7 @@ class AmortizedGuide(PyroModule):
         self.sizes = dict(sizes or {})
         self.missing = missing
         self._embedding = check_specifications("embedding", embedding, Embedding)
-        self._densities = check_specifications("densities", densities, Density)
+        self._densities = check_specifications("densities", densities, Density, DiscreteDensity)
         self._parents = parents
         self.setup_call: Call | None = None
         self._unbound: tuple[AmortizedGuide, ...] = ()
@@ -192,19 +196,17 @@ class AmortizedGuide(PyroModule):
 
     def specifications(
         self, structure: ModelStructure
-    ) -> tuple[dict[str, Embedding], dict[str, Density]]:
+    ) -> tuple[dict[str, Embedding], dict[str, AnyDensity]]:
         """The embedding of each observed and the density of each latent site.
 
         Raises:
-            ValueError: If a specification is given for a site that does not exist.
+            ValueError: If a specification is given for a site that does not exist or fit it.
         """
         return (
             resolve_specifications(
                 "embedding", self._embedding, structure.observed, PlateEmbedding()
             ),
-            resolve_specifications(
-                "densities", self._densities, structure.latents, SplineFlowDensity()
-            ),
+            resolve_densities(self._densities, structure.latents),
         )
 
     def bind(self, observations: Mapping[str, Any]) -> AmortizedGuide:
@@ -364,9 +366,7 @@ class AmortizedGuide(PyroModule):
                 for plate in (*site.plates, *site.event_plates):
                     info = structure.plates[plate]
                     shape[info.dim] = sizes.get(plate, info.size)
-                value = distribution.expand(
-                    torch.Size((num_samples, *batch_shape, *shape))
-                ).rsample()
+                value = distribution.expand(torch.Size((num_samples, *batch_shape, *shape)))()
             log_probs[site.name] = distribution.log_prob(value)
             return value
 

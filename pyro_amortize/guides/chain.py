@@ -10,8 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_amortize.densities.base import ConditionalDensity, Density, site_distribution
+from pyro_amortize.densities.base import (
+    AnyDensity,
+    ConditionalDensity,
+    DiscreteDensity,
+    site_distribution,
+)
 from pyro_amortize.densities.coupling import RankOneCoupling
+from pyro_amortize.densities.discrete import discrete_site_distribution
+from pyro_amortize.discrete import discrete_features
 from pyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
 from pyro_amortize.guides.call import CallValues
 from pyro_amortize.layout import pack, pack_plain
@@ -154,10 +161,12 @@ class PosteriorChain(nn.Module):
             if site.name in names
         )
         context = self._head_input(group, index, contexts, features)
-        base = self.heads[group](context, index)
+        base: Any = self.heads[group](context, index)
         if site.coupled:
             base = self._coupled(group, base, context, contexts.common[site.name], index)
         loc, scale = self._location_scale(site, standardisation, conditionals)
+        if site.support.is_discrete:
+            return discrete_site_distribution(base.scaled(loc, scale), self.structure, site)
         return site_distribution(base, loc, scale, self.structure, site)
 
     def log_prob(
@@ -189,13 +198,17 @@ class PosteriorChain(nn.Module):
             name: self._feature(standardisation, name, coordinates)
             for name, (coordinates, _) in packed.items()
         }
-        result = {}
+        result: dict[str, Tensor] = {}
         for group, names in enumerate(self.groups):
             sites = [structure.site(name) for name in names]
             stacked = [
                 self._head_input(group, index, contexts, features) for index in range(len(names))
             ]
             moments = [self._location_scale(site, standardisation, conditionals) for site in sites]
+            if sites[0].support.is_discrete:
+                numbers = [packed[name][0] for name in names]
+                result |= self._log_probs_of_numbers(group, stacked, moments, numbers)
+                continue
             standard = [
                 (packed[name][0] - loc) / scale
                 for name, (loc, scale) in zip(names, moments, strict=True)
@@ -211,6 +224,23 @@ class PosteriorChain(nn.Module):
                 result[name] = log_prob[index] - jacobian
         return {site.name: result[site.name] for site in structure.latents}
 
+    def _log_probs_of_numbers(
+        self,
+        group: int,
+        inputs: Sequence[Tensor],
+        moments: Sequence[Moments],
+        numbers: Sequence[Tensor],
+    ) -> dict[str, Tensor]:
+        """Log probability of the discrete sites of a group, at values numbered from 0."""
+        value = torch.stack(torch.broadcast_tensors(*numbers))
+        plain = (len(numbers), *[1] * (value.ndim - 2), -1)
+        loc, scale = (
+            torch.stack(list(parts)).reshape(plain) for parts in zip(*moments, strict=True)
+        )
+        density: Any = self.heads[group](torch.stack(list(inputs)))
+        log_prob = density.scaled(loc, scale).log_prob(value)
+        return dict(zip(self.groups[group], log_prob, strict=True))
+
     def parent_features(
         self, standardisation: Standardisation, site: SiteInfo, value: Tensor, batch_dims: int
     ) -> Tensor:
@@ -220,6 +250,9 @@ class PosteriorChain(nn.Module):
 
     def _feature(self, standardisation: Standardisation, name: str, coordinates: Tensor) -> Tensor:
         loc, scale = standardisation.parents[name]
+        support = self.structure.site(name).support
+        if support.is_discrete:
+            return discrete_features(support, coordinates, loc, scale)
         return torch.asinh((coordinates - loc) / scale)
 
     def _location_scale(
@@ -260,7 +293,7 @@ class PosteriorChain(nn.Module):
                 pooling = next(iter(contexts.poolings.values()))
                 parts.append(pooling.spread(features[candidate], parent.plates, site.plates))
             else:
-                size = structure.unconstrained_size(parent)
+                size = structure.feature_size(parent)
                 parts.append(context.new_zeros((*context.shape[:-1], size)))
         if foreign:
             parts.append(self._meet(group, site, foreign, contexts, features))
@@ -302,7 +335,7 @@ def _meeting_site(structure: ModelStructure, site: SiteInfo, foreign: Sequence[s
 def build_chain(
     structure: ModelStructure,
     embeddings: Mapping[str, Embedding],
-    densities: Mapping[str, Density],
+    densities: Mapping[str, AnyDensity],
 ) -> PosteriorChain:
     """Build the networks of a guide; every size comes from the structure.
 
@@ -330,10 +363,11 @@ def build_chain(
     by_key: dict[Any, list[str]] = {}
     for latent in structure.latents:
         size, foreign = structure.unconstrained_size(latent), structure.foreign_parents(latent)
-        kind = latent.plates, latent.is_own_row, bool(latent.coupled), foreign
+        values = latent.support if latent.support.is_discrete else None
+        kind = latent.plates, latent.is_own_row, bool(latent.coupled), values, foreign
         key = kind, size, densities[latent.name]
         by_key.setdefault(key, []).append(latent.name)
-    heads = []
+    heads: list[ConditionalDensity] = []
     meetings = {}
     couplings = {}
     for group, (((*_, foreign), size, density), names) in enumerate(by_key.items()):
@@ -346,12 +380,12 @@ def build_chain(
             )
         )
         context_size += sum(
-            structure.unconstrained_size(structure.site(parent))
+            structure.feature_size(structure.site(parent))
             for parent in group_parents(structure, tuple(names))
         )
         if foreign:
             rows = _meeting_site(structure, first, foreign)
-            met = sum(structure.unconstrained_size(structure.site(name)) for name in foreign)
+            met = sum(structure.feature_size(structure.site(name)) for name in foreign)
             meetings[str(group)] = StackedMLP(
                 1,
                 level_sizes[rows.name][0] + met,
@@ -359,7 +393,11 @@ def build_chain(
                 _MEETING_FEATURES,
             )
             context_size += _MEETING_FEATURES  # the parents themselves are counted above
-        heads.append(density.build(len(names), size, context_size))
+        if isinstance(density, DiscreteDensity):
+            support = first.support
+            heads.append(density.build(len(names), size, context_size, support))
+        else:
+            heads.append(density.build(len(names), size, context_size))
         if first.coupled:
             common_size = sum(
                 width

@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pyro_amortize.densities import (
+    AnyDensity,
+    CategoricalDensity,
+    CountDensity,
+    DiscreteDensity,
+    SplineFlowDensity,
+)
 from pyro_amortize.structure import SiteInfo
+from pyro_amortize.supports import Support
+
+_MANY_VALUES = 256  # more are counted, fewer have a probability each
 
 
-def check_specifications(argument: str, specs: Any, kind: type) -> Any:
-    """One specification, or one by site, of the right kind.
+def check_specifications(argument: str, specs: Any, *kinds: type) -> Any:
+    """One specification, or one by site, of one of some kinds.
 
     Raises:
         TypeError: If something else is given.
     """
+    names = " or ".join(kind.__name__ for kind in kinds)
     given = list(specs.values()) if isinstance(specs, Mapping) else [specs]
     for spec in given:
-        if spec is not None and not isinstance(spec, kind):
+        if spec is not None and not isinstance(spec, kinds):
             raise TypeError(
-                f"{argument}: expected instances of {kind.__name__}, such as those of "
-                f"pyro_amortize, got {spec!r}"
+                f"{argument}: expected instances of {names}, such as those of pyro_amortize, "
+                f"got {spec!r}"
             )
     return specs
 
@@ -39,3 +50,52 @@ def resolve_specifications(
         if name not in names:
             raise ValueError(f"{argument}: '{name}' is not one of the sites {names}")
     return {name: specs.get(name, default) for name in names}
+
+
+def resolve_densities(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, AnyDensity]:
+    """The density of every latent site; the default is chosen from its support.
+
+    One specification for all goes to the sites that it can describe.
+
+    Raises:
+        ValueError: If a site that does not exist is named, or a specification does not fit.
+    """
+    resolved = resolve_specifications("densities", specs, sites, None)
+    problems = {site.name: _density_problem(resolved[site.name], site.support) for site in sites}
+    found = {name: problem for name, problem in problems.items() if problem}
+    if found and (isinstance(specs, Mapping) or len(found) == len(sites)):
+        name, problem = next(iter(found.items()))
+        raise ValueError(
+            f"densities: site '{name}': {problem}; leave it out for "
+            f"{type(default_density(_support(sites, name))).__name__}"
+        )
+    return {
+        site.name: default_density(site.support)
+        if resolved[site.name] is None or problems[site.name]
+        else resolved[site.name]
+        for site in sites
+    }
+
+
+def default_density(support: Support) -> AnyDensity:
+    """The density for a site whose density nobody has chosen."""
+    if not support.is_discrete:
+        return SplineFlowDensity()
+    num = support.num_values
+    is_short = num is not None and num <= _MANY_VALUES
+    return CategoricalDensity() if is_short or support.kind == "categorical" else CountDensity()
+
+
+def _density_problem(spec: AnyDensity | None, support: Support) -> str | None:
+    if spec is None:
+        return None
+    name = type(spec).__name__
+    if support.is_discrete != isinstance(spec, DiscreteDensity):
+        kinds = ("discrete", "continuous") if support.is_discrete else ("continuous", "discrete")
+        return f"is {kinds[0]}, but {name} is a {kinds[1]} density"
+    problem = spec.problem(support) if isinstance(spec, DiscreteDensity) else None
+    return problem and f"{problem}, and {name} cannot describe it"
+
+
+def _support(sites: Sequence[SiteInfo], name: str) -> Support:
+    return next(site.support for site in sites if site.name == name)

@@ -13,6 +13,7 @@ LAYERS = (
     {
         "supports",
         "bijections",
+        "discrete",
         "ordering",
         "levels",
         "pooling",

@@ -444,7 +444,7 @@ def test_constraints_on_one_set_have_one_support(host):
 def test_unknown_supports_are_none(host):
     constraints = constraints_of(host)
     joined = constraints.cat([constraints.positive, constraints.real], dim=-1, lengths=[1, 1])
-    unknown = [constraints.boolean, constraints.positive_integer, joined]
+    unknown = [constraints.positive_integer, joined]
     if host.name == "pyro":
         unknown += [
             constraints.stack([constraints.positive, constraints.real]),

@@ -74,10 +74,30 @@ def blob(rng):
     return (), options, {"z": rng.normal(size=(5, 2))}, {"y": rng.normal(size=(5, 8, 8))}
 
 
+def discrete(rng):
+    latents = {
+        "flag": rng.integers(0, 2, size=5),
+        "label": rng.integers(0, 3, size=5),
+        "few": rng.integers(0, 6, size=5),
+        "many": rng.integers(250, 350, size=5),
+        "count": rng.integers(0, 9, size=5),
+        "waits": rng.integers(0, 9, size=5),
+        "pair": rng.integers(0, 9, size=(5, 2)),
+        "own": rng.integers(0, 9, size=(5, 4)),
+    }
+    return (), {}, latents, {"y": 15 + 4 * rng.normal(size=(5, 4))}
+
+
+def switches(rng):
+    return (), {}, {"b": rng.integers(0, 2, size=(5, 3))}, {"y": rng.normal(size=(5, 2))}
+
+
 CASES = {
     "eight_schools_centered": lambda rng: schools(rng, "theta"),
     "eight_schools_noncentered": lambda rng: schools(rng, "z"),
     "linear_gaussian_10": linear,
+    "every_discrete_support": discrete,
+    "switches_in_a_plate": switches,
     "crossed_effects": crossed,
     "grouped_normal": grouped,
     "rows_of_any_number": holes,

@@ -70,6 +70,12 @@ STRUCTURES = {
     "with_factor": ((), {"observed": "y"}),
     "with_parameter": ((), {"observed": "y"}),
     "paired_rows": ((), {"observed": ("a", "b")}),
+    "mixture_assignments": ((), {"observed": "y"}),
+    "poisson_count": ((), {"observed": "y"}),
+    "regimes": ((), {"observed": "y"}),
+    "switches": ((), {"observed": "y"}),
+    "switches_in_a_plate": ((), {"observed": "y"}),
+    "every_discrete_support": ((), {"observed": "y"}),
     "crossed_effects": ((), {"observed": "y"}),
     "grouped_normal": (
         (PROBLEMS["grouped_normal"].group, 8),

@@ -16,6 +16,12 @@ from tests.problems.beta_binomial import BetaBinomial
 from tests.problems.blob_image import BlobImage
 from tests.problems.conjugate_normal import ConjugateNormal
 from tests.problems.crossed_effects import CrossedEffects
+from tests.problems.discrete_joints import (
+    MixtureAssignments,
+    PoissonCount,
+    Regimes,
+    Switches,
+)
 from tests.problems.grouped_normal import GroupedNormal
 from tests.problems.hierarchical_normal import HierarchicalNormal
 from tests.problems.linear_gaussian import LinearGaussian
@@ -32,7 +38,11 @@ PROBLEMS = {
     "hierarchical_normal": HierarchicalNormal(),
     "linear_gaussian_2": LinearGaussian(dim=2),
     "linear_gaussian_10": LinearGaussian(dim=10),
+    "mixture_assignments": MixtureAssignments(),
     "normal_unknown_scale": NormalUnknownScale(),
+    "poisson_count": PoissonCount(),
+    "regimes": Regimes(),
+    "switches": Switches(),
     "two_mode_sign": TwoModeSign(),
 }
 
@@ -46,6 +56,10 @@ __all__ = [
     "GroupedNormal",
     "HierarchicalNormal",
     "LinearGaussian",
+    "MixtureAssignments",
     "NormalUnknownScale",
+    "PoissonCount",
+    "Regimes",
+    "Switches",
     "TwoModeSign",
 ]

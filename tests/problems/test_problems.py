@@ -3,12 +3,50 @@
 import numpy as np
 import pytest
 from scipy.integrate import dblquad, quad
-from scipy.stats import binom, halfnorm, invgamma, kstest, multivariate_normal, norm
+from scipy.stats import binom, halfnorm, invgamma, kstest, multivariate_normal, norm, poisson
 
 from amortize_diagnostics import expected_gap
 from tests.problems import PROBLEMS
 
 each_problem = pytest.mark.parametrize("name", sorted(PROBLEMS))
+
+
+def mixture_joint(problem, latents, y):
+    mu, z = latents["mu"], latents["z"]
+    weights = np.array(problem.weights)
+    total = norm.logpdf(mu - np.array(problem.centres), 0, problem.spread).sum(1)
+    for n in range(problem.num_rows):
+        own = mu[np.arange(len(mu)), z[:, n]]
+        total = total + np.log(weights[z[:, n]]) + norm.logpdf(y[:, n] - own, 0, problem.noise)
+    return total
+
+
+def poisson_joint(problem, latents, y):
+    k = latents["k"]
+    return poisson.logpmf(k, problem.rate) + norm.logpdf(y - k, 0, problem.noise)
+
+
+def regimes_joint(problem, latents, y):
+    c, t = latents["c"], latents["t"]
+    prior = np.log(np.take(problem.weights, c))
+    prior += norm.logpdf(t, np.take(problem.centres, c), np.take(problem.spreads, c))
+    return prior + sum(norm.logpdf(row, t, problem.noise) for row in y.T)
+
+
+def switches_joint(problem, latents, y):
+    b = latents["b"]
+    on = b.sum(1)
+    prior = on * np.log(0.4) + (3 - on) * np.log(0.6)
+    mean = sum(b[:, d] * size for d, size in enumerate(problem.sizes))
+    return prior + norm.logpdf(y, mean, problem.noise)
+
+
+DISCRETE = {
+    "mixture_assignments": mixture_joint,
+    "poisson_count": poisson_joint,
+    "regimes": regimes_joint,
+    "switches": switches_joint,
+}
 
 
 def log_joint(problem, name, latents, observations):
@@ -32,6 +70,8 @@ def log_joint(problem, name, latents, observations):
         p, k = latents["p"], observations["k"]
         prior = np.log(30 * p * (1 - p) ** 4)  # Beta(2, 5)
         return prior + binom.logpmf(k, problem.total, p)
+    if name in DISCRETE:
+        return DISCRETE[name](problem, latents, observations["y"])
     if name == "crossed_effects":
         a, b, y = latents["a"], latents["b"], observations["y"]
         prior = norm.logpdf(a).sum((1, 2)) + norm.logpdf(b).sum(1)
@@ -155,6 +195,8 @@ def test_exact_draws_have_uniform_ranks(name, rng):
     draws = [problem.sample_posterior(rng, observations) for _ in range(100)]
     for site, value in latents.items():
         ranks = np.mean([draw[site] < value for draw in draws], axis=0)
+        ties = np.mean([draw[site] == value for draw in draws], axis=0)
+        ranks = ranks + rng.uniform(size=ranks.shape) * ties  # of discrete values
         one_per_row = ranks.reshape(len(ranks), -1)[:, 0]
         jitter = rng.uniform(-0.005, 0.005, size=len(one_per_row))
         assert kstest((one_per_row * 100 + 0.5) / 101 + jitter, "uniform").pvalue > 1e-4, site
