@@ -311,11 +311,6 @@ def improper(y=None):
     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
-def discrete_latent(y=None):
-    z = numpyro.sample("z", dist.Bernoulli(0.5))
-    numpyro.sample("y", dist.Normal(1.0 * z, 1.0), obs=y)
-
-
 def with_factor(y=None):
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
     numpyro.factor("push", -(z**2))

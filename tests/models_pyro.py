@@ -317,11 +317,6 @@ def improper(y=None):
     pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
-def discrete_latent(y=None):
-    z = pyro.sample("z", dist.Bernoulli(0.5))
-    pyro.sample("y", dist.Normal(1.0 * z, 1.0), obs=y)
-
-
 def with_factor(y=None):
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
     pyro.factor("push", -(z**2))

@@ -27,7 +27,7 @@ def refusal(host, name, *args, observed="y", **options):
         ("no_latent", {}, "the model has no latent site"),
         ("improper", {}, "site 'z': its prior is improper"),
         ("improper_rows", {}, "site 'z': its prior is improper"),
-        ("discrete_latent", {}, "site 'z': a guide cannot yet map its support"),
+        ("multinomial_counts", {}, "site 'k': a guide cannot yet map its support"),
         ("uncovered_batch", {}, r"site 'z': batch shape (3,) is not covered by plates"),
         ("uncovered_single", {}, r"site 'z': batch shape (1,) is not covered by plates"),
         ("uncovered_data", {}, r"site 'y': batch shape (3,) is not covered by plates"),

@@ -330,7 +330,6 @@ def test_density_of_the_other_kind(host, model, densities, message):
         ("poisson_thinned", "site 'k': its range changes with other latents. Give it the largest"),
         ("binomial_pair", "site 'k': its range differs between its elements. Give all of them"),
         ("crossed_switches", "site 'd': is discrete, and its elements depend on each other"),
-        ("multinomial_counts", "site 'k': a guide cannot yet map its support"),
     ],
 )
 def test_discrete_sites_that_are_refused(host, model, message):
@@ -428,4 +427,32 @@ def test_labels_summed_out_by_the_host(pyro_host):
         rows = np.log(problem.weights) + norm.logpdf(y[:, None], mu, problem.noise)
         joint = norm.logpdf(mu, problem.centres, problem.spread).sum()
         joint += logsumexp(rows, axis=1).sum()
-        assert -loss == pytest.approx(joint - float(trace.nodes["mu"]["log_prob"]), abs=1e-3)
+        assert -loss == pytest.approx(
+            joint - float(trace.nodes["mu"]["log_prob"].detach()), abs=1e-3
+        )
+
+
+def test_labels_enumerated_in_the_guide(pyro_host):
+    """The host sums over a label's values; later sites of the guide are drawn for each of them."""
+    from pyro import poutine
+
+    host, problem = pyro_host, PROBLEMS["regimes"]
+    model, y = host.models.regimes, np.array([0.3, 1.0, -0.2])
+    amortized = host.scrambled(model, host.guide(model, observed="y"), scale=0.1)
+    guide = host.infer.config_enumerate(amortized.guide)
+    bound = host.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    for seed in range(3):
+        host.seed(seed)
+        loss = bound.loss(model, guide, host.array(y))
+        host.seed(seed)
+        each = poutine.enum(guide, first_available_dim=-2)
+        trace = poutine.trace(each).get_trace(host.array(y))
+        trace.compute_log_prob()
+        c, t = (backends.numpy_tree(trace.nodes[name]["value"]).ravel() for name in "ct")
+        log_q = [backends.numpy_tree(trace.nodes[name]["log_prob"]).ravel() for name in "ct"]
+        assert c.tolist() == [0, 1, 2]
+        assert len(np.unique(t)) == 3
+        data = {"y": np.broadcast_to(y, (3, 3))}
+        joint = problem.log_posterior({"c": c, "t": t}, data) + problem.log_evidence(data)
+        exact = np.sum(np.exp(log_q[0]) * (joint - log_q[0] - log_q[1]))
+        assert -loss == pytest.approx(exact, abs=1e-3)
