@@ -86,6 +86,11 @@ def read_inputs(
             )
         elif missing := [plate for plate in along if plate not in plates]:
             problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")
+        elif drawn := [plate for plate in along if plates[plate].is_subsampled]:
+            problems.append(
+                f"input '{name}': covariates along the subsampled plate '{drawn[0]}' are not "
+                "supported; call the model with the rows of a batch and a plate of its size"
+            )
         else:
             shape = jnp.shape(arguments[name])
             expected = tuple(plates[plate].size for plate in along)

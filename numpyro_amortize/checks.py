@@ -21,11 +21,23 @@ _KEY = 20260101
 
 
 def read_data(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rows: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Values that the model observes when it is called with these arguments, by site."""
+    """Values that the model observes when it is called with these arguments, by site.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        rows: For each subsampled plate the indices of the rows to look at; drawn if None.
+    """
     with handlers.block():
         seeded = handlers.seed(model, jax.random.key(_KEY))
+        if rows:
+            seeded = handlers.substitute(seeded, data=dict(rows))
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
     return {
         name: _spread(jnp.asarray(site["value"]), site["fn"].shape())

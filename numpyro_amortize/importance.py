@@ -224,7 +224,7 @@ def split_density(
         return jnp.sum(density), jnp.zeros(1)
     aligned = align(density, structure.max_plate_nesting, 0, 0)[..., None]
     levels = pooling_levels(site.plates, [shared], structure.plate_dims, structure.groups)
-    pooling = Pooling(structure, levels, aligned, call.indices, call.sizes)
+    pooling = Pooling(structure, levels, aligned, call.indices, call.sizes, {})
     return jnp.zeros(()), pooling.pool_to(shared, aligned, pooling.sum).ravel()
 
 
@@ -247,7 +247,7 @@ def _keep(
     for plate in shared:
         shape[structure.plates[plate].dim] = call.sizes[plate]
     elements = jnp.asarray(chosen.reshape((*chosen.shape[:-1], *shape, 1)))
-    pooling = Pooling(structure, (), elements, call.indices, call.sizes)
+    pooling = Pooling(structure, (), elements, call.indices, call.sizes, {})
     index = np.asarray(pooling.spread(elements, shared, site.plates))
     index = index.reshape((1, *index.shape[:-1], *([1] * event_dim)))
     aligned = np.asarray(align(jnp.asarray(value), nesting, event_dim, chosen.ndim))

@@ -38,6 +38,7 @@ from numpyro_amortize.tracing import (
     is_factor,
     is_masked,
     location_scale,
+    read_subsample_sizes,
     run_model,
 )
 
@@ -94,7 +95,8 @@ def read_structure(
         if site["type"] == "sample" and not is_factor(site)
     }
     masked = [info.site for info in absent if info.argument]
-    problems += _site_problems(sites, observed, masked, read_data(proper, args, kwargs))
+    data, rows = read_data(proper, args, kwargs), read_subsample_sizes(trace)
+    problems += _site_problems(sites, observed, masked, data, rows)
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
     problems += group_problems(model, args, kwargs, group_infos, plates)
@@ -271,7 +273,11 @@ def _neutral_value(fn: dist.Distribution) -> Any:
 
 
 def _site_problems(
-    sites: Trace, observed: tuple[str, ...], masked: Sequence[str], data: Mapping[str, Any]
+    sites: Trace,
+    observed: tuple[str, ...],
+    masked: Sequence[str],
+    data: Mapping[str, Any],
+    rows: Mapping[str, tuple[int, int]],
 ) -> list[str]:
     problems = [
         f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
@@ -291,7 +297,7 @@ def _site_problems(
     for name, site in sites.items():
         if is_masked(site["fn"]) and name not in masked:
             problems.append(_mask_problem(name, observed))
-        if site["scale"] is not None and not jnp.all(jnp.asarray(site["scale"]) == 1.0):
+        if not _has_plain_scale(site, rows):
             problems.append(f"site '{name}': scaled sites are not supported; remove the handler")
         if _is_uncovered(site):
             problems.append(
@@ -299,6 +305,16 @@ def _site_problems(
                 "plates. Use a plate, or .to_event() if its elements are one vector"
             )
     return problems
+
+
+def _has_plain_scale(site: Mapping[str, Any], rows: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a site is scaled by its subsampled plates only."""
+    expected = 1.0
+    for frame in _frames(site):
+        size, num_rows = rows.get(frame.name, (1, 1))
+        expected *= size / num_rows
+    scales = jnp.asarray(1.0 if site["scale"] is None else site["scale"])
+    return bool(jnp.allclose(scales, expected))
 
 
 def _mask_problem(name: str, observed: Sequence[str]) -> str:
@@ -326,17 +342,30 @@ def _read_plates(
 ) -> tuple[dict[str, PlateInfo], list[str]]:
     frames = [frame for name in observed if name in sites for frame in _frames(sites[name])]
     carried = closure([frame.name for frame in frames], groups)
-    plates, problems = {}, []
-    for name, site in trace.items():
-        if site["type"] == "plate" and site["args"][1] not in (None, site["args"][0]):
-            problems.append(
-                f"plate '{name}': subsampling ({site['args'][1]} of {site['args'][0]}) is not "
-                "supported; pass the whole data set"
-            )
+    rows = read_subsample_sizes(trace)
+    plates: dict[str, PlateInfo] = {}
     for site in trace.values():
         for frame in _frames(site):
-            info = PlateInfo(frame.name, frame.dim, frame.size, frame.name not in carried)
-            plates[frame.name] = info
+            size, num_rows = rows.get(frame.name, (frame.size, frame.size))
+            plates[frame.name] = PlateInfo(
+                frame.name,
+                frame.dim,
+                frame.size,
+                is_event=frame.name not in carried,
+                is_subsampled=num_rows < size,
+            )
+    problems = [
+        f"plate '{plate.name}': is subsampled, but no observed site carries it; use the whole plate"
+        for plate in plates.values()
+        if plate.is_event and plate.is_subsampled
+    ]
+    problems += [
+        f"groups '{group.name}': index vectors from or into a subsampled plate are not supported; "
+        f"use the whole plate '{plate}'"
+        for group in groups
+        for plate in (group.plate, group.along)
+        if plate in plates and plates[plate].is_subsampled
+    ]
     return plates, problems
 
 

@@ -23,12 +23,15 @@ class PlateInfo:
         size: Its size in the call that the structure was read from.
         is_event: Whether no observed site carries it, so that it is an event dimension of
             fixed size.
+        is_subsampled: Whether the model looks at some of its rows in each call; `size` counts
+            these.
     """
 
     name: str
     dim: int
     size: int
     is_event: bool = False
+    is_subsampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,11 @@ class ModelStructure:
             (each for each in self.observed if wanted <= self.reach(each.plates)),
             None,
         )
+
+    @property
+    def subsampled(self) -> tuple[str, ...]:
+        """Plates of which the model looks at some rows in each call."""
+        return tuple(name for name, plate in self.plates.items() if plate.is_subsampled)
 
     def may_miss(self, name: str) -> bool:
         """Whether values of an observed site may be missing."""

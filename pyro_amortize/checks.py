@@ -26,9 +26,21 @@ _SEED = 20260101
 
 
 def read_data(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rows: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Values that the model observes when it is called with these arguments, by site."""
+    """Values that the model observes when it is called with these arguments, by site.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+        rows: For each subsampled plate the indices of the rows to look at; drawn if None.
+    """
+    if rows:
+        model = poutine.condition(model, data=dict(rows))
     with poutine.block(), torch.no_grad(), seeded(_SEED):
         nodes: Mapping[str, Any] = poutine.trace(model).get_trace(*args, **kwargs).nodes
     return {
@@ -36,6 +48,7 @@ def read_data(
         for name, site in nodes.items()
         if site["type"] == "sample"
         and site["is_observed"]
+        and name not in (rows or {})
         and not site["infer"].get("_deterministic")
         and not is_factor(site)
     }

@@ -237,7 +237,7 @@ def split_density(
         return whole, whole.new_zeros((*whole.shape, 1))
     aligned = align(density, structure.max_plate_nesting, 0, batch_dims)[..., None]
     levels = pooling_levels(site.plates, [shared], structure.plate_dims, structure.groups)
-    pooling = Pooling(structure, levels, aligned, call.indices, call.sizes)
+    pooling = Pooling(structure, levels, aligned, call.indices, call.sizes, {})
     elements = pooling.pool_to(shared, aligned, pooling.sum)
     elements = elements.reshape(*aligned.shape[:batch_dims], -1)
     return elements.new_zeros(elements.shape[:-1]), elements
@@ -257,7 +257,7 @@ def _keep(
     for plate in shared:
         shape[structure.plates[plate].dim] = call.sizes[plate]
     elements = torch.from_numpy(chosen.reshape((*chosen.shape[:-1], *shape, 1)))
-    pooling = Pooling(structure, (), elements, call.indices, call.sizes)
+    pooling = Pooling(structure, (), elements, call.indices, call.sizes, {})
     index = pooling.spread(elements, shared, site.plates).numpy()
     index = index.reshape((1, *index.shape[:-1], *([1] * event_dim)))
     aligned = align(torch.from_numpy(value), nesting, event_dim, chosen.ndim).numpy()

@@ -23,6 +23,7 @@ class Pooling:
         like: Any features of its rows, for the aligned plate axes, the dtype and the device.
         indices: Values of the index vectors, each of shape `(rows,)`.
         sizes: Size of each plate into which they point.
+        factors: For each subsampled plate its size over the number of rows.
         present: Boolean, which rows count, with a feature axis of length 1; all if None.
     """
 
@@ -33,17 +34,21 @@ class Pooling:
         like: Tensor,
         indices: Mapping[str, Tensor],
         sizes: Mapping[str, int],
+        factors: Mapping[str, float],
         present: Tensor | None = None,
     ) -> None:
         self.levels = tuple(levels)
         self._structure, self._indices, self._sizes = structure, indices, sizes
         shape = like.shape[like.ndim - structure.max_plate_nesting - 1 : -1]
         self.counts = [like.new_ones((*shape, 1))]
+        self.totals = [self.counts[0]]  # with the rows that a subsampled plate leaves out
         self._present = [None if present is None else present.to(like.dtype)]
         for level in self.levels[1:]:
             present = self._present[level.source or 0]
             rows = torch.ones_like(self.counts[level.source or 0]) if present is None else present
             self.counts.append(self._sum(level, rows))
+            factor = factors.get(str(level.plate), 1.0)
+            self.totals.append(self.counts[-1] * factor)
             everywhere = present is None and level.group is None
             self._present.append(None if everywhere else (self.counts[-1] > 0).to(rows.dtype))
 

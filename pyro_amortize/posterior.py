@@ -98,7 +98,10 @@ class AmortizedPosterior:
 
     def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:
         trained = self.history.plate_sizes if self.history else {}
+        latents = self.guide.structure.latents
         for plate, size in sizes.items():
+            if all(site.is_own_row and plate in site.plates for site in latents):
+                continue  # every row is answered by itself
             low, high = trained.get(plate, (size, size))
             if not low <= size <= high:
                 warnings.warn(

@@ -136,14 +136,32 @@ def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
 def plate_sizes(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, int]:
-    """Size of every plate of a call of the model."""
+    """Size of every plate of a call of the model, subsampled or not."""
     with torch.no_grad(), seeded(0):
         trace = run_model(model, args, kwargs)
+    rows = read_subsample_sizes(trace)
     return {
-        frame.name: frame.size
+        frame.name: rows.get(frame.name, (frame.size, frame.size))[0]
         for site in trace.values()
         if site["type"] == "sample"
         for frame in site["cond_indep_stack"]
+    }
+
+
+def subsample_sizes(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, tuple[int, int]]:
+    """Size of every plate of a call of the model, and the number of rows that it looks at."""
+    with torch.no_grad(), seeded(0):
+        return read_subsample_sizes(run_model(model, args, kwargs))
+
+
+def read_subsample_sizes(trace: Trace) -> dict[str, tuple[int, int]]:
+    """Size of every plate of a trace, and the number of rows in it."""
+    return {
+        name: (site["args"][0], site["args"][1] or site["args"][0])
+        for name, site in trace.items()
+        if site["type"] == "plate"
     }
 
 

@@ -126,7 +126,7 @@ def _moments(values: Array, pooling: Pooling) -> list[Array]:
         around = pooling.spread(mean, level.plates, plates)
         variance = pooling.mean(number, (source - around) ** 2)
         spread = jnp.sqrt(variance + 1e-12)
-        log_count = jnp.log1p(pooling.counts[number])
+        log_count = jnp.log1p(pooling.totals[number])
         found.append(join_features([jnp.arcsinh(mean), jnp.log(_SPREAD_FLOOR + spread), log_count]))
         kept.append(jnp.concatenate([mean, spread], axis=-1))
     return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import equinox as eqx
@@ -19,6 +18,7 @@ from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
 from numpyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
+from numpyro_amortize.guides.host_plates import HostPlates
 from numpyro_amortize.guides.specifications import (
     check_specifications,
     resolve_densities,
@@ -231,19 +231,11 @@ class AmortizedGuide:
             ValueError: If data are missing or do not fit the model.
         """
         self.setup(*args, **kwargs)
-        found = self.find_observations(args, kwargs, observations)
+        plates = HostPlates(self.model, self.structure, args, kwargs)
+        found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         params = {name: numpyro.param(name, value) for name, value in self._init_params.items()}
-
-        def draw(site: SiteInfo, distribution: dist.Distribution) -> Array:
-            with ExitStack() as stack:
-                for plate in (*site.plates, *site.event_plates):
-                    info = self.structure.plates[plate]
-                    size = info.size if info.is_event else plate_sizes[plate]
-                    stack.enter_context(numpyro.plate(plate, size, dim=info.dim))
-                return numpyro.sample(site.name, distribution)
-
-        plate_sizes = self.call_values(args, kwargs, found).sizes
-        return self._run(params, args, kwargs, found, 0, draw)
+        plates.open(self.call_values(args, kwargs, found).sizes)
+        return self._run(params, args, kwargs, found, 0, plates.sample)
 
     def find_observations(
         self,
@@ -251,6 +243,8 @@ class AmortizedGuide:
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Any] | None = None,
         batch_dims: int = 0,
+        *,
+        rows: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """The data of a call: given, bound, or read by tracing the model.
 
@@ -259,6 +253,7 @@ class AmortizedGuide:
             kwargs: The model's keyword arguments.
             observations: Data by site, or None.
             batch_dims: Number of leading axes of data sets.
+            rows: For each subsampled plate the indices of its rows in this call.
 
         Returns:
             Value of each observed site.
@@ -268,7 +263,7 @@ class AmortizedGuide:
         """
         check_call(self.model, self.structure, args, kwargs, self.sizes)
         given = self._observations if observations is None else observations
-        return read_observations(self.model, self.structure, args, kwargs, given, batch_dims)
+        return read_observations(self.model, self.structure, args, kwargs, given, rows, batch_dims)
 
     def draw(
         self,

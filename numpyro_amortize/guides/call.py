@@ -20,7 +20,7 @@ from numpyro_amortize.checks import read_data
 from numpyro_amortize.missing import mark_missing
 from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
-from numpyro_amortize.tracing import plate_sizes
+from numpyro_amortize.tracing import plate_sizes, subsample_sizes
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class CallValues:
     Args:
         inputs: Value of each input, its plates and event.
         indices: Value of each index vector.
-        sizes: Size of every plate that is not an event.
+        sizes: Number of rows of every plate that is not an event.
+        factors: For each subsampled plate its size over the number of rows.
     """
 
     inputs: Mapping[str, Any]
     indices: Mapping[str, Array]
     sizes: Mapping[str, int]
+    factors: Mapping[str, float]
 
 
 def check_call(
@@ -67,6 +69,7 @@ def read_observations(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     given: Mapping[str, Any] | None,
+    rows: Mapping[str, Array] | None,
     batch_dims: int,
 ) -> dict[str, Array]:
     """The data of a call: given, or read by tracing the model; NaN where values are missing.
@@ -77,15 +80,25 @@ def read_observations(
         args: The model's positional arguments.
         kwargs: The model's keyword arguments.
         given: Data by site, or None.
+        rows: For each subsampled plate the indices of its rows in this call, or None.
         batch_dims: Number of leading axes of data sets.
 
     Returns:
         Value of each observed site.
 
     Raises:
-        ValueError: If a site has no data, or data of a wrong shape, type or value.
+        ValueError: If a site has no data, or data of a wrong shape, type or value; or if the
+            rows of a subsampled plate are not known.
     """
-    found = read_data(model, args, kwargs) if given is None else given
+    if structure.subsampled and (rows is None or given is not None):
+        for plate, (size, num_rows) in subsample_sizes(model, args, kwargs).items():
+            if num_rows < size:
+                raise ValueError(
+                    f"plate '{plate}': this call of the model looks at a random {num_rows} of "
+                    f"{size} rows. To condition on rows that you choose, pass them as the whole "
+                    "data, with a plate that is not subsampled"
+                )
+    found = read_data(model, args, kwargs, rows) if given is None else given
     checked = check_observations(structure, found, batch_dims)
     return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
 
@@ -123,8 +136,13 @@ def read_call(
         pointed = {group.plate for group in structure.groups} - set(sizes)
         sizes |= {plate: own[plate] for plate in pointed}
         check_indices(structure, arguments, sizes)
+    factors = {}
+    if structure.subsampled:
+        rows = subsample_sizes(model, args, kwargs)
+        factors = {plate: rows[plate][0] / rows[plate][1] for plate in structure.subsampled}
     return CallValues(
         inputs={item.name: arguments[item.name] for item in structure.inputs},
         indices={group.name: jnp.asarray(arguments[group.name]) for group in structure.groups},
         sizes=sizes,
+        factors=factors,
     )

@@ -95,7 +95,13 @@ class PosteriorChain(eqx.Module):
             if structure.may_miss(site.name):
                 present = ~jnp.any(jnp.isnan(value), axis=-1, keepdims=True)
             pooling = Pooling(
-                structure, structure.levels(site), value, call.indices, call.sizes, present
+                structure,
+                structure.levels(site),
+                value,
+                call.indices,
+                call.sizes,
+                call.factors,
+                present,
             )
             parts = [(value - loc) / scale]
             if present is not None:  # filled before any network, so that gradients are finite

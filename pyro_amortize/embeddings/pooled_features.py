@@ -135,7 +135,7 @@ def _moments(values: Tensor, pooling: Pooling) -> list[Tensor]:
         around = pooling.spread(mean, level.plates, plates)
         variance = pooling.mean(number, (source - around) ** 2)
         spread = torch.sqrt(variance + 1e-12)
-        log_count = torch.log1p(pooling.counts[number])
+        log_count = torch.log1p(pooling.totals[number])
         found.append(
             join_features([torch.asinh(mean), torch.log(_SPREAD_FLOOR + spread), log_count])
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, cast
 
 import pyro
@@ -18,6 +17,7 @@ from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
+from pyro_amortize.guides.host_plates import HostPlates
 from pyro_amortize.guides.specifications import (
     check_specifications,
     resolve_densities,
@@ -245,21 +245,11 @@ class AmortizedGuide(PyroModule):
             ValueError: If data are missing or do not fit the model.
         """
         self.setup(*args, **kwargs)
-        found = self.find_observations(args, kwargs, observations)
+        plates = HostPlates(self.model, self.structure, args, kwargs)
+        found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         self.register()
-        sizes = self.call_values(args, kwargs, found).sizes
-        plates = {  # one statement for each plate, entered at each of its sites
-            name: pyro.plate(name, sizes.get(name, info.size), dim=info.dim)
-            for name, info in self.structure.plates.items()
-        }
-
-        def draw(site: SiteInfo, distribution: Any) -> Tensor:
-            with ExitStack() as stack:
-                for name in (*site.plates, *site.event_plates):
-                    stack.enter_context(plates[name])
-                return pyro.sample(site.name, distribution)
-
-        return self._run(args, kwargs, found, 0, draw)
+        plates.open(self.call_values(args, kwargs, found).sizes)
+        return self._run(args, kwargs, found, 0, plates.sample)
 
     def find_observations(
         self,
@@ -267,6 +257,8 @@ class AmortizedGuide(PyroModule):
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Any] | None = None,
         batch_dims: int = 0,
+        *,
+        rows: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The data of a call: given, bound, or read by tracing the model.
 
@@ -275,6 +267,7 @@ class AmortizedGuide(PyroModule):
             kwargs: The model's keyword arguments.
             observations: Data by site, or None.
             batch_dims: Number of leading axes of data sets.
+            rows: For each subsampled plate the indices of its rows in this call.
 
         Returns:
             Value of each observed site.
@@ -284,7 +277,7 @@ class AmortizedGuide(PyroModule):
         """
         check_call(self.model, self.structure, args, kwargs, self.sizes)
         given = self._observations if observations is None else observations
-        return read_observations(self.model, self.structure, args, kwargs, given, batch_dims)
+        return read_observations(self.model, self.structure, args, kwargs, given, rows, batch_dims)
 
     def register(self) -> None:
         """Put the networks into the host's parameter store, so that `SVI` trains them.

@@ -19,7 +19,7 @@ from pyro_amortize.checks import read_data
 from pyro_amortize.missing import mark_missing
 from pyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from pyro_amortize.structure import ModelStructure
-from pyro_amortize.tracing import is_taken, plate_sizes
+from pyro_amortize.tracing import is_taken, plate_sizes, subsample_sizes
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,14 @@ class CallValues:
     Args:
         inputs: Value of each input, its plates and event.
         indices: Value of each index vector.
-        sizes: Size of every plate that is not an event.
+        sizes: Number of rows of every plate that is not an event.
+        factors: For each subsampled plate its size over the number of rows.
     """
 
     inputs: Mapping[str, Any]
     indices: Mapping[str, Tensor]
     sizes: Mapping[str, int]
+    factors: Mapping[str, float]
 
 
 def check_call(
@@ -66,6 +68,7 @@ def read_observations(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     given: Mapping[str, Any] | None,
+    rows: Mapping[str, Tensor] | None,
     batch_dims: int,
 ) -> dict[str, Tensor]:
     """The data of a call: given, or read by tracing the model; NaN where values are missing.
@@ -76,15 +79,27 @@ def read_observations(
         args: The model's positional arguments.
         kwargs: The model's keyword arguments.
         given: Data by site, or None.
+        rows: For each subsampled plate the indices of its rows in this call, or None.
         batch_dims: Number of leading axes of data sets.
 
     Returns:
         Value of each observed site.
 
     Raises:
-        ValueError: If a site has no data, or data of a wrong shape, type or value.
+        ValueError: If a site has no data, or data of a wrong shape, type or value; or if the
+            rows of a subsampled plate are not known.
     """
-    found = _read_call_data(model, structure, args, kwargs) if given is None else given
+    if structure.subsampled and (rows is None or given is not None):
+        for plate, (size, num_rows) in subsample_sizes(model, args, kwargs).items():
+            if num_rows < size:
+                raise ValueError(
+                    f"plate '{plate}': this call of the model looks at a random {num_rows} of "
+                    f"{size} rows. To condition on rows that you choose, pass them as the whole "
+                    "data, with a plate that is not subsampled"
+                )
+    found = given
+    if found is None:
+        found = _read_call_data(model, structure, args, kwargs, rows)
     checked = check_observations(structure, found, batch_dims)
     return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
 
@@ -122,10 +137,15 @@ def read_call(
         pointed = {group.plate for group in structure.groups} - set(sizes)
         sizes |= {plate: own[plate] for plate in pointed}
         check_indices(structure, arguments, sizes)
+    factors = {}
+    if structure.subsampled:
+        rows = subsample_sizes(model, args, kwargs)
+        factors = {plate: rows[plate][0] / rows[plate][1] for plate in structure.subsampled}
     return CallValues(
         inputs={item.name: arguments[item.name] for item in structure.inputs},
         indices={group.name: arguments[group.name] for group in structure.groups},
         sizes=sizes,
+        factors=factors,
     )
 
 
@@ -134,6 +154,7 @@ def _read_call_data(
     structure: ModelStructure,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    rows: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
     """The data of a call, by tracing the model where its plates can be opened.
 
@@ -142,6 +163,7 @@ def _read_call_data(
         structure: Its structure.
         args: The model's positional arguments.
         kwargs: The model's keyword arguments.
+        rows: For each subsampled plate the indices of its rows in this call, or None.
 
     Returns:
         Observed values by site.
@@ -150,7 +172,7 @@ def _read_call_data(
         ValueError: If the host keeps a plate open where the model has its own.
     """
     try:
-        return read_data(model, args, kwargs)
+        return read_data(model, args, kwargs, rows)
     except ValueError as error:
         if not any(is_taken(plate.dim) for plate in structure.plates.values()):
             raise

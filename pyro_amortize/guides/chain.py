@@ -101,7 +101,13 @@ class PosteriorChain(nn.Module):
             if structure.may_miss(site.name):
                 present = ~torch.isnan(value).any(-1, keepdim=True)
             pooling = Pooling(
-                structure, structure.levels(site), value, call.indices, call.sizes, present
+                structure,
+                structure.levels(site),
+                value,
+                call.indices,
+                call.sizes,
+                call.factors,
+                present,
             )
             parts = [(value - loc) / scale]
             if present is not None:  # filled before any network, so that gradients are finite

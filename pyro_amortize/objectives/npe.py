@@ -16,6 +16,7 @@ from pyro_amortize.missing import hide, is_present, mark_missing
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
 from pyro_amortize.standardisation import Moments
 from pyro_amortize.structure import ModelStructure
+from pyro_amortize.tracing import subsample_sizes
 
 _HELD_OUT_FRACTION = 0.1
 _BANK_SIZE = 10_000  # of a model that cannot be vectorised
@@ -233,6 +234,7 @@ class NPE(ELBO):
                 f"factor site '{structure.factors[0].name}': NPE learns from simulations "
                 "and cannot see a factor; use Trace_ELBO, or write the factor as an observed site"
             )
+        _check_subsamples(guide, args, kwargs)
         conditional = [site.name for site in structure.latents if site.is_conditional]
         if self.simulations is None and guide.vectorization_problem is not None:
             self._fill_bank(model, guide.vectorization_problem, args, kwargs)
@@ -334,6 +336,23 @@ def check_guide(guide: Any) -> None:
             "NPE needs a guide that scores given latents (site_log_probs); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
+
+
+def _check_subsamples(
+    guide: ScoresLatents, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError if latents outside a subsampled plate would see some of its rows only."""
+    structure = guide.structure
+    if not structure.subsampled:
+        return
+    for plate, (size, num_rows) in subsample_sizes(guide.model, args, kwargs).items():
+        outside = [site.name for site in structure.latents if plate not in site.plates]
+        if num_rows < size and outside:
+            raise ValueError(
+                f"plate '{plate}': NPE would simulate {num_rows} of {size} rows, and sites "
+                f"{outside} outside the plate depend on all of them. Train on the whole plate, "
+                "or use a bound of the host such as Trace_ELBO"
+            )
 
 
 def nonfinite_message(simulations: Simulations) -> str:
