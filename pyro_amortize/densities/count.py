@@ -43,7 +43,7 @@ class CountDensity(DiscreteDensity):
         ...     1, 1, 3, Support("nonnegative_integer", 0)
         ... )
         >>> counts = torch.arange(100000.0).reshape(1, -1, 1)
-        >>> round(float(density(torch.ones(1, 1, 3)).log_prob(counts).exp().sum()), 3)
+        >>> round(density(torch.ones(1, 1, 3)).log_prob(counts).exp().sum().item(), 3)
         1.0
 
     References:
