@@ -334,17 +334,20 @@ def _read_plates(
 ) -> tuple[dict[str, PlateInfo], list[str]]:
     frames = [frame for name in observed if name in sites for frame in _frames(sites[name])]
     carried = closure([frame.name for frame in frames], groups)
-    rows = read_subsample_sizes(trace)
+    subsampled = {
+        name
+        for name, site in trace.items()
+        if site["type"] == "plate" and site["args"][1] is not None
+    }
     plates: dict[str, PlateInfo] = {}
     for site in trace.values():
         for frame in _frames(site):
-            size, num_rows = rows.get(frame.name, (frame.size, frame.size))
             plates[frame.name] = PlateInfo(
                 frame.name,
                 frame.dim,
                 frame.size,
                 is_event=frame.name not in carried,
-                is_subsampled=num_rows < size,
+                is_subsampled=frame.name in subsampled,
             )
     problems = [
         f"plate '{plate.name}': is subsampled, but no observed site carries it; use the whole plate"

@@ -23,8 +23,8 @@ class PlateInfo:
         size: Its size in the call that the structure was read from.
         is_event: Whether no observed site carries it, so that it is an event dimension of
             fixed size.
-        is_subsampled: Whether the model looks at some of its rows in each call; `size` counts
-            these.
+        is_subsampled: Whether its statement has a subsample size, so that a call of the model
+            may look at some rows only; `size` counts these.
     """
 
     name: str
@@ -188,7 +188,7 @@ class ModelStructure:
 
     @property
     def subsampled(self) -> tuple[str, ...]:
-        """Plates of which the model looks at some rows in each call."""
+        """Plates of which a call of the model may look at some rows only."""
         return tuple(name for name, plate in self.plates.items() if plate.is_subsampled)
 
     def may_miss(self, name: str) -> bool:

@@ -664,3 +664,30 @@ def crossed_switches(y=None):
 def multinomial_counts(y=None):
     k = numpyro.sample("k", dist.Multinomial(4, jnp.array([0.3, 0.7])))
     numpyro.sample("y", dist.Normal(k[..., 0], 1.0), obs=y)
+
+
+def factor_analysis(x=None, num_rows=10, batch_size=10):
+    with numpyro.plate("data", num_rows, subsample_size=batch_size) as rows:
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
+
+
+def shared_mean(x=None, num_rows=10, batch_size=10):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", num_rows, subsample_size=batch_size) as rows:
+        numpyro.sample("x", dist.Normal(mu, 1.0), obs=None if x is None else x[rows])
+
+
+def covariate_of_drawn_rows(weight, x=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(weight), subsample_size=3) as rows:
+        numpyro.sample("x", dist.Normal(z * weight[rows], 1.0), obs=None if x is None else x[rows])
+
+
+def group_of_drawn_rows(group, num_groups, x=None):
+    with numpyro.plate("groups", num_groups):
+        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(group), subsample_size=3) as rows:
+        numpyro.sample(
+            "x", dist.Normal(a[..., group[rows]], 1.0), obs=None if x is None else x[rows]
+        )

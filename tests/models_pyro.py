@@ -667,3 +667,29 @@ def crossed_switches(y=None):
 def multinomial_counts(y=None):
     k = pyro.sample("k", dist.Multinomial(4, torch.tensor([0.3, 0.7])))
     pyro.sample("y", dist.Normal(k[..., 0], 1.0), obs=y)
+
+
+def factor_analysis(x=None, num_rows=10, batch_size=10):
+    with pyro.plate("data", num_rows, subsample_size=batch_size) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
+
+
+def shared_mean(x=None, num_rows=10, batch_size=10):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", num_rows, subsample_size=batch_size) as rows:
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=None if x is None else x[rows])
+
+
+def covariate_of_drawn_rows(weight, x=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(weight), subsample_size=3) as rows:
+        pyro.sample("x", dist.Normal(z * weight[rows], 1.0), obs=None if x is None else x[rows])
+
+
+def group_of_drawn_rows(group, num_groups, x=None):
+    with pyro.plate("groups", num_groups):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(group), subsample_size=3) as rows:
+        batch = None if x is None else x[rows]
+        pyro.sample("x", dist.Normal(a[..., group[rows]], 1.0), obs=batch)

@@ -52,7 +52,6 @@ def refusal(host, name, *args, observed="y", **options):
         ("masked_whole", {"observed": "x"}, "site 'x': is masked, and the guide"),
         ("masked_inside_event", {}, "site 'y': is masked, and the guide would not see by what"),
         ("scaled", {}, "site 'y': scaled sites are not supported"),
-        ("subsampled", {}, "plate 'rows': subsampling (3 of 6) is not supported"),
         (
             "conjugate_normal",
             {"observed": "x", "inputs": {"w": None}},

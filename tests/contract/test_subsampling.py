@@ -1,0 +1,140 @@
+"""Subsampled plates: model and guide look at the same rows, and nothing is stored per row."""
+
+import numpy as np
+import pytest
+
+from tests import backends
+
+X = np.linspace(-2.0, 2.0, 10)
+SIZES = {"num_rows": "data", "batch_size": "data"}
+
+
+def guide_of(host, name="factor_analysis", **options):
+    model = getattr(host.models, name)
+    return model, host.guide(model, observed="x", sizes=SIZES, **options)
+
+
+def traces(host, amortized, model, *args, seed=0):
+    """Traces of guide and model as the host's SVI makes them: rows, draws, scales and data."""
+    if host.name == "pyro":
+        import pyro
+        from pyro import poutine
+
+        pyro.clear_param_store()
+        host.seed(seed)
+        guide_trace = poutine.trace(amortized.guide).get_trace(*args)
+        model_trace = poutine.trace(poutine.replay(model, guide_trace)).get_trace(*args)
+        guide_trace.compute_log_prob()
+        return guide_trace.nodes, model_trace.nodes
+    from numpyro import handlers
+
+    guide = handlers.seed(amortized.guide, host.key(seed))
+    guide = handlers.substitute(guide, data=dict(amortized.params))
+    guide_trace = handlers.trace(guide).get_trace(*args)
+    model = handlers.replay(handlers.seed(model, host.key(1)), guide_trace)
+    return guide_trace, handlers.trace(model).get_trace(*args)
+
+
+def test_model_and_guide_look_at_the_same_rows(host):
+    model, guide = guide_of(host)
+    amortized = host.scrambled(model, guide, scale=0.3)
+    for seed in range(3):
+        of_guide, of_model = traces(host, amortized, model, host.array(X), 10, 3, seed=seed)
+        rows = np.asarray(of_guide["data"]["value"])
+        assert len(set(rows.tolist())) == 3
+        np.testing.assert_array_equal(np.asarray(of_model["data"]["value"]), rows)
+        np.testing.assert_allclose(np.asarray(of_model["x"]["value"]), X[rows], rtol=1e-6)
+        assert float(of_guide["z"]["scale"]) == pytest.approx(10 / 3)
+        # The guide's density of each draw is that of its own row, whatever the batch.
+        z = np.asarray(
+            of_guide["z"]["value"].detach() if host.name == "pyro" else of_guide["z"]["value"]
+        )
+        latents, data = {"z": z[None]}, {"x": X[rows][None]}
+        own = host.site_log_probs(amortized, (None, 3, 3), latents, data)["z"].ravel()
+        fn, value = of_guide["z"]["fn"], of_guide["z"]["value"]
+        found = backends.numpy_tree(fn.log_prob(value))
+        np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-4)
+
+
+def test_the_subsample_size_may_change_between_calls(host):
+    model, guide = guide_of(host)
+    amortized = host.scrambled(model, guide, scale=0.1)
+    for size in (1, 4, 10):
+        of_guide, _ = traces(host, amortized, model, host.array(X), 10, size)
+        assert of_guide["z"]["value"].shape == (size,)
+
+
+def test_training_on_batches_answers_every_row(host):
+    """Exact: z given x is Normal(0.8 x, 0.2), one row at a time."""
+    model, guide = guide_of(host, densities=host.package.NormalDensity(hidden_dims=(16,)))
+    x = np.random.default_rng(0).normal(size=400) * np.sqrt(1.25)
+    args = (host.array(x), 400, 50)
+    objective = host.trace_elbo(4)
+    amortized = host.fit(model, guide, objective, args=args, num_steps=400, learning_rate=2e-2)
+    assert amortized.history.plate_sizes == {"data": (400, 400)}
+    draws = host.sample(amortized.at(host.array(X), 10, 10), 4000)["z"]
+    assert np.abs(draws.mean(0) - 0.8 * X).max() < 0.25 * np.sqrt(0.2)
+    assert np.abs(draws.std(0) / np.sqrt(0.2) - 1).max() < 0.1
+    # Scaled to all rows, the bound on the held-out batches is that of the evidence.
+    evidence = (-0.5 * x**2 / 1.25 - 0.5 * np.log(2 * np.pi * 1.25)).sum()
+    assert -amortized.history.held_out_losses[-1] == pytest.approx(evidence, rel=0.15)
+
+
+def test_a_global_latent_is_told_how_many_rows_there_are(host):
+    """Equal batches of larger data: another context, since the mean of more rows is surer."""
+    model, guide = guide_of(host, "shared_mean")
+    amortized = host.scrambled(model, guide, scale=0.1)
+    x = np.tile(X, 10)
+    small, _ = traces(host, amortized, model, host.array(X), 10, 10)
+    large, _ = traces(host, amortized, model, host.array(x), 100, 10)
+    mu = host.array(np.array(0.3))
+
+    def log_prob(trace):
+        return float(backends.numpy_tree(trace["mu"]["fn"].log_prob(mu)))
+
+    assert abs(log_prob(small) - log_prob(large)) > 1e-4
+
+
+def test_npe_takes_local_latents_of_batches(host):
+    model, guide = guide_of(host, densities=host.package.NormalDensity(hidden_dims=(16,)))
+    objective = host.package.NPE(8)
+    history = host.fit(model, guide, objective, args=(None, 10, 3), num_steps=3).history
+    assert np.isfinite(history.losses).all()
+
+
+def test_npe_refuses_latents_outside_that_see_a_part_of_the_rows(host):
+    model, guide = guide_of(host, "shared_mean")
+    with pytest.raises(ValueError, match="plate 'data': NPE would simulate 3 of 10 rows"):
+        host.fit(model, guide, host.package.NPE(8), args=(None, 10, 3), num_steps=1)
+
+
+def test_an_answer_needs_rows_that_the_user_chooses(host):
+    model, guide = guide_of(host)
+    amortized = host.scrambled(model, guide, None, 10, 3, scale=0.1)
+    with pytest.raises(ValueError, match="plate 'data': this call of the model looks at a random"):
+        amortized.at(host.array(X), 10, 3)
+    assert host.sample(amortized.at(host.array(X), 10, 10), 5)["z"].shape == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        (
+            "covariate_of_drawn_rows",
+            {"inputs": {"weight": "data"}},
+            "input 'weight': covariates along the subsampled plate 'data' are not supported",
+        ),
+        (
+            "group_of_drawn_rows",
+            {"groups": {"group": ("groups", "data")}, "sizes": {"num_groups": "groups"}},
+            "groups 'group': index vectors from or into a subsampled plate are not supported",
+        ),
+    ],
+)
+def test_what_does_not_go_with_subsampling(host, name, options, expected):
+    guide = host.guide(getattr(host.models, name), observed="x", **options)
+    first = np.array([0, 1, 1, 0, 1]) if name.startswith("group") else np.ones(5)
+    args = (host.array(first), 2) if name.startswith("group") else (host.array(first),)
+    with pytest.raises(ValueError, match="cannot be built for this model") as caught:
+        guide.setup(*args)
+    assert expected in str(caught.value)
