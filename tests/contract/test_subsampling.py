@@ -37,7 +37,7 @@ def traces(host, amortized, model, *args, seed=0):
 
 def test_model_and_guide_look_at_the_same_rows(host):
     model, guide = guide_of(host)
-    amortized = host.scrambled(model, guide, scale=0.3)
+    amortized = host.scrambled(model, guide, scale=0.1)
     for seed in range(3):
         of_guide, of_model = traces(host, amortized, model, host.array(X), 10, 3, seed=seed)
         rows = np.asarray(of_guide["data"]["value"])
