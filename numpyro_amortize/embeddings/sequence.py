@@ -145,6 +145,7 @@ class SeriesRecurrence(eqx.Module):
 
     def __call__(self, series: Array) -> Array:
         """Mean over time and last step of the hidden values, `2 num_channels` features."""
+
         def step(state: Array, value: Array) -> tuple[Array, Array]:
             state = self.cell.step(state, value)
             return state, state
