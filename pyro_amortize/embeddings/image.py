@@ -49,7 +49,7 @@ class ImageEmbedding(Embedding):
     """
 
     feature_dim: int = 32
-    num_channels: int = 16
+    num_channels: int = 32
     num_blocks: int = 2
     hidden_dims: tuple[int, ...] = (64, 64)
 
