@@ -73,6 +73,14 @@ def _fixed_seeds():
         pyro.clear_param_store()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_code():
+    """Hundreds of compiled functions would fill the memory; the cache on disk keeps them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """One worker for each file and backend, so that tests can share one training."""
