@@ -34,6 +34,29 @@ def test_what_is_missing_changes_nothing(host):
     assert np.abs(log_prob(host, amortized, X, 6) - expected).max() > 1e-3
 
 
+def test_rows_without_a_value_change_nothing_in_their_group(host):
+    model = host.models.grouped_normal
+    guide = host.guide(
+        model,
+        observed="y",
+        groups={"group": ("groups", "rows")},
+        sizes={"num_groups": "groups"},
+        missing="y",
+    )
+    group = np.array([0, 0, 1, 2, 2, 2])
+    amortized = host.scrambled(model, guide, host.array(group), 4, scale=0.1)
+    theta = np.random.default_rng(0).normal(size=(3, 4))
+    latents = {"mu": np.linspace(-1, 1, 3), "tau": np.linspace(0.5, 1, 3), "theta": theta}
+
+    def found(group, y):
+        posterior = amortized.at(host.array(group), 4, y=host.array(y))
+        return host.log_prob(posterior, latents)
+
+    padded = np.append(group, [0, 2, 3]), np.append(X, [np.nan] * 3)
+    np.testing.assert_allclose(found(*padded), found(group, X), rtol=1e-4, atol=1e-5)
+    assert np.abs(found(group, HOLES) - found(group, X)).max() > 1e-3
+
+
 def test_a_mask_argument_says_the_same_as_nan(host):
     by_nan = scrambled(host)
     model = host.models.rows_behind_a_mask
