@@ -34,7 +34,8 @@ def levels(host, network, values, num_plates):
     model = structure.ModelStructure(latents=(), observed=(), plates=plates)
     found = host.module("levels").pooling_levels(tuple(dims), [], dims)
     values = host.array(values)
-    found = network(values, host.module("pooling").Pooling(model, found, values, {}, {}))
+    pooling = host.module("pooling").Pooling(model, found, values, {}, {}, {})
+    found = network(values, pooling)
     return [np.asarray(part.detach() if host.name == "pyro" else part) for part in found]
 
 
