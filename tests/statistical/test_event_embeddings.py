@@ -17,7 +17,7 @@ NUM_DRAWS = 4000
 RUNS = {
     "convolution": ("autoregression", "SequenceEmbedding", {}, 128, 1500, 2e-3),
     "recurrent": ("autoregression", "SequenceEmbedding", {"kind": "recurrent"}, 128, 2500, 5e-3),
-    "image": ("blob_image", "ImageEmbedding", {}, 256, 5000, 2e-3),
+    "image": ("blob_image", "ImageEmbedding", {}, 256, 4000, 2e-3),
 }
 
 
