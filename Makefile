@@ -31,8 +31,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/python demo/eight_schools.py
 
+# The quick tests compile much and run little, so compiled code is left unoptimised there.
+QUICK_XLA := --xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0 \
+	--xla_llvm_disable_expensive_passes=true
+
 test: $(VENV)/.installed
-	AMORTIZE_REQUIRE=pyro,numpyro $(BIN)/python -m pytest -n 2 -m "not slow and not mutant"
+	XLA_FLAGS="$(QUICK_XLA)" AMORTIZE_REQUIRE=pyro,numpyro $(BIN)/python -m pytest -n 2 -m "not slow and not mutant"
 
 test-slow: $(VENV)/.installed
 	AMORTIZE_REQUIRE=pyro,numpyro $(BIN)/python -m pytest -n 2 -m "slow or mutant"
@@ -51,7 +55,7 @@ test-newest:
 		venv=.venv-newest-$$version; \
 		$(MAKE) --no-print-directory $$venv/.installed NEWEST_PYTHON=$$found; \
 		echo "== Python $$version ($$found), newest releases =="; \
-		if AMORTIZE_REQUIRE=numpyro $$venv/bin/python -m pytest -n 2 -m "not slow and not mutant"; \
+		if XLA_FLAGS="$(QUICK_XLA)" AMORTIZE_REQUIRE=numpyro $$venv/bin/python -m pytest -n 2 -m "not slow and not mutant"; \
 		then passed="$$passed $$version"; else failed="$$failed $$version"; fi; \
 	done; \
 	echo "passed on Python:$${passed:- none}; failed on:$${failed:- none}; not found, so not" \

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,10 +20,10 @@ from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.objectives import NPE
 from numpyro_amortize.objectives.gradients import check_gradients
 from numpyro_amortize.objectives.npe import nonfinite_message
+from numpyro_amortize.padding import Call, CallPadding, PaddedCall
 from numpyro_amortize.posterior import AmortizedPosterior
 from numpyro_amortize.simulate import simulate
-from numpyro_amortize.tracing import plate_sizes
-from numpyro_amortize.training_step import Call, TrainingStep
+from numpyro_amortize.training_step import TrainingStep
 
 _NUM_REPORTS = 50
 _HELD_OUT_KEYS = 8
@@ -43,6 +44,7 @@ def fit(
     progress_bar: bool = True,
     rng_key: Array | None = None,
     params: Mapping[str, Any] | None = None,
+    padding: Literal["auto", "always", "never"] = "auto",
 ) -> AmortizedPosterior:
     """Train a guide and return the posterior for every data set.
 
@@ -64,13 +66,18 @@ def fit(
         progress_bar: Whether to show a bar with the loss and simulations per second.
         rng_key: Key of everything random; `jax.random.key(0)` if None.
         params: Parameters to start from, such as those of an earlier `fit`.
+        padding: Under `NPE(model_args=...)`, plates whose size changes are padded to 16, 64,
+            256, ... elements, so that JAX compiles once for each of these and not for each
+            size. `"auto"` does so if the model's densities are the same at the padded size,
+            and warns if not; `"always"` stops with an error instead, `"never"` does not pad.
 
     Returns:
         The trained posterior, with its history.
 
     Raises:
-        ValueError: If simulations are not finite and NPE is not told to drop them, or if the
-            objective's gradient would be wrong at a discrete site.
+        ValueError: If simulations are not finite and NPE is not told to drop them, if the
+            objective's gradient would be wrong at a discrete site, or if `padding="always"` is
+            asked for and the model's densities change with it.
         FloatingPointError: If the loss is not finite, naming the step and the sites.
 
     Example:
@@ -87,6 +94,8 @@ def fit(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
+    if padding not in ("auto", "always", "never"):
+        raise ValueError(f"padding: expected 'auto', 'always' or 'never', got {padding!r}")
     start = time.perf_counter()
     key = jax.random.key(0) if rng_key is None else rng_key
     key, held_out_key, argument_key = jax.random.split(key, 3)
@@ -95,8 +104,9 @@ def fit(
     draw_call = npe.draw_arguments if npe and npe.model_args else None
     if npe and draw_call:
         calls = [draw_call(each) for each in jax.random.split(argument_key, _ARGUMENT_DRAWS)]
-        objective = npe = npe.with_fixed_arguments()
+        objective = npe = npe.for_call({})
     guide.setup_over(calls)
+    pad = _padding(model, guide, npe, calls, padding if draw_call else "never")
     check_gradients(guide.structure, objective)
     if npe and npe.simulations is None:
         _check_simulations(model, npe, calls[0])
@@ -118,14 +128,17 @@ def fit(
     held_out_keys = jax.random.split(held_out_key, _HELD_OUT_KEYS)
     per_step = npe.num_simulations if npe else 0
     losses, num_nonfinite, held_out = [], 0, []
-    seen: dict[tuple[Any, ...], dict[str, int]] = {}
+    seen: dict[str, set[int]] = {plate: set() for plate in guide.structure.plates}
+    first_call = pad(calls[0])
     last_done, last_time = 0, time.perf_counter()
     with tqdm(total=num_steps, disable=not progress_bar, unit="step") as bar:
         for first in range(0, num_steps, chunk):
             own_keys = keys[first : first + chunk]
-            call = draw_call(jax.random.fold_in(own_keys[0], 1)) if draw_call else calls[0]
-            if _shapes(call) not in seen:
-                seen[_shapes(call)] = plate_sizes(model, *call)
+            call = first_call
+            if draw_call:
+                call = pad(draw_call(jax.random.fold_in(own_keys[0], 1)))
+            for plate, size in call.sizes.items():
+                seen[plate].add(size)
             before = state
             state, own_losses, count = step.advance(state, own_keys, call)
             if not np.all(np.isfinite(own_losses)):
@@ -134,7 +147,7 @@ def fit(
             num_nonfinite += count
             done = first + len(own_keys)
             if done == num_steps or done // report_every > first // report_every:
-                value = step.held_out_loss(state, held_out_keys, calls[0])
+                value = step.held_out_loss(state, held_out_keys, first_call)
                 held_out.append((done, value))
                 text = f"loss {own_losses[-1]:.3f}, held-out {value:.3f}"
                 if per_step:
@@ -151,13 +164,7 @@ def fit(
         num_simulations=per_step * num_steps,
         num_nonfinite=num_nonfinite,
         seconds=time.perf_counter() - start,
-        plate_sizes={
-            plate: (
-                min(each[plate] for each in seen.values()),
-                max(each[plate] for each in seen.values()),
-            )
-            for plate in guide.structure.plates
-        },
+        plate_sizes={plate: (min(sizes), max(sizes)) for plate, sizes in seen.items()},
     )
     return AmortizedPosterior(model, guide, params=step.params(state), history=history)
 
@@ -170,8 +177,36 @@ def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) ->
         raise ValueError(nonfinite_message(found))
 
 
-def _shapes(call: Call) -> tuple[Any, ...]:
-    """What distinguishes calls that need their own compilation."""
-    return tuple(
-        np.shape(leaf) if hasattr(leaf, "shape") else leaf for leaf in jax.tree.leaves(call)
+def _padding(
+    model: Callable[..., Any],
+    guide: AmortizedGuide,
+    objective: NPE | None,
+    calls: Sequence[Call],
+    padding: Literal["auto", "always", "never"],
+) -> Callable[[Call], PaddedCall]:
+    """How calls are padded: along the plates whose size differs between the first of them."""
+    structure = guide.structure
+    exact = CallPadding(model, structure, guide.sizes, ())
+    sizes = [exact.own_sizes(call) for call in calls]
+    varying = [
+        plate
+        for plate, info in structure.plates.items()
+        if not info.is_event and len({each[plate] for each in sizes}) > 1
+    ]
+    if padding == "never" or not varying:
+        return exact.pad
+    padded = CallPadding(model, structure, guide.sizes, varying)
+    if objective and callable(objective.missing):
+        problem: str | None = "missing: a function of the shape would see the padded one"
+    else:
+        problem = padded.find_problem(calls)
+    if problem is None:
+        return padded.pad
+    if padding == "always":
+        raise ValueError(f"padding='always': {problem}")
+    warnings.warn(
+        f"{problem}. So every new size of plates {varying} is compiled by itself; "
+        "fit(..., padding='never') says that this is meant",
+        stacklevel=3,
     )
+    return exact.pad

@@ -25,7 +25,8 @@ from numpyro_amortize.layout import align, natural
 from numpyro_amortize.levels import pooling_levels
 from numpyro_amortize.missing import log_joint_of_present
 from numpyro_amortize.observations import data_plate_sizes
-from numpyro_amortize.pooling import Pooling
+from numpyro_amortize.padding import Call, PaddedCall
+from numpyro_amortize.pooling import Pooling, existing
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
 ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
@@ -76,7 +77,7 @@ class ImportanceSamples:
 def importance_samples(
     guide: AmortizedGuide,
     params: Mapping[str, Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    padded: PaddedCall,
     observations: Mapping[str, Array],
     num_samples: int,
     num_local_samples: int,
@@ -94,8 +95,8 @@ def importance_samples(
     Args:
         guide: The guide.
         params: Its parameters.
-        call: Arguments of the model.
-        observations: Data by site, with `batch_dims` (0 or 1) leading axes.
+        padded: Arguments of the model, padded.
+        observations: Data by site at the padded sizes, with `batch_dims` (0 or 1) leading axes.
         num_samples: Number of draws of the global latents.
         num_local_samples: Number of draws of the local latents for each.
         batch_dims: Number of leading axes of data sets.
@@ -106,10 +107,18 @@ def importance_samples(
     """
     structure = guide.structure
     shared = structure.local_plates()
-    own_call = guide.call_values(*call, observations, batch_dims)
+    own_call = guide.call_values(*padded.call, observations, batch_dims)
     num_local = num_local_samples if shared else 1
     draws, global_weights, local_weights = _draw(
-        guide, params, call, observations, num_samples, num_local, batch_dims, rng_key
+        guide,
+        params,
+        padded.call,
+        observations,
+        padded.true_sizes,
+        num_samples,
+        num_local,
+        batch_dims,
+        rng_key,
     )
     log_weights = np.asarray(global_weights, float)
     samples = {name: np.asarray(value) for name, value in draws.items()}
@@ -122,6 +131,7 @@ def importance_samples(
             if structure.is_over(site, shared):
                 value = samples[site.name]
                 samples[site.name] = _keep(structure, site, value, chosen, shared, own_call)
+    samples = padded.cut(structure, samples)
     return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
 
 
@@ -129,8 +139,9 @@ def importance_samples(
 def _draw(
     guide: AmortizedGuide,
     params: Mapping[str, Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
+    call: Call,
     observations: Mapping[str, Array],
+    true_sizes: Mapping[str, Array],
     num_samples: int,
     num_local: int,
     batch_dims: int,
@@ -145,12 +156,14 @@ def _draw(
     is_local = _are_local(structure)
 
     def one_draw(key: Array, data: Mapping[str, Array]) -> tuple[dict[str, Array], Array, Array]:
-        first, _ = guide.draw(params, *call, data, rng_key=key)
+        first, _ = guide.draw(params, *call, data, true_sizes=true_sizes, rng_key=key)
         fixed = {name: value for name, value in first.items() if not is_local[name]}
-        own_call = guide.call_values(*call, data)
+        own_call = guide.call_values(*call, data, true_sizes=true_sizes)
 
         def one_local(own: Array) -> tuple[dict[str, Array], Array, Array]:
-            latents, log_q = guide.draw(params, *call, data, given=fixed, rng_key=own)
+            latents, log_q = guide.draw(
+                params, *call, data, given=fixed, true_sizes=true_sizes, rng_key=own
+            )
             log_p = log_joint_of_present(guide.model, structure, *call, latents, data, 0)
             weights = [
                 split_density(structure, name, density, shared, own_call)
@@ -220,9 +233,12 @@ def split_density(
         The part that belongs to the data set, and the part of each element, flattened.
     """
     site = structure.site(name)
-    if not shared or not structure.is_over(site, shared):
-        return jnp.sum(density), jnp.zeros(1)
     aligned = align(density, structure.max_plate_nesting, 0, 0)[..., None]
+    present = existing(site.plates, structure.plate_dims, aligned, call.true_sizes)
+    if present is not None:
+        aligned = jnp.where(present, aligned, 0.0)
+    if not shared or not structure.is_over(site, shared):
+        return jnp.sum(aligned), jnp.zeros(1)
     levels = pooling_levels(site.plates, [shared], structure.plate_dims, structure.groups)
     pooling = Pooling(structure, levels, aligned, call.indices, call.sizes, {})
     return jnp.zeros(()), pooling.pool_to(shared, aligned, pooling.sum).ravel()

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 _SOFTPLUS_ONE = 0.5413248546129181  # softplus(_SOFTPLUS_ONE) = 1
+_SMALLEST = 1e-6  # in units of the standardised spread
 
 
 class StackedMLP(eqx.Module):
@@ -161,5 +162,5 @@ class Convolution(eqx.Module):
 
 
 def positive(raw: Array) -> Array:
-    """Map network outputs to positive numbers, zero to one."""
-    return jax.nn.softplus(raw + _SOFTPLUS_ONE)
+    """Map network outputs to positive numbers, zero to one; never so small that logs overflow."""
+    return jnp.maximum(jax.nn.softplus(raw + _SOFTPLUS_ONE), _SMALLEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,30 @@ class Pooling:
 
     def _axis(self, plate: str) -> int:
         return self._structure.plates[plate].dim - 1
+
+
+def existing(
+    plates: Sequence[str], dims: Mapping[str, int], like: Array, true_sizes: Mapping[str, Any]
+) -> Array | None:
+    """Which elements of padded plates exist.
+
+    Args:
+        plates: Plates of an array in the aligned layout.
+        dims: Dimension (negative) of every plate.
+        like: The array, with a feature axis.
+        true_sizes: For each padded plate the number of its elements that exist.
+
+    Returns:
+        Boolean, broadcastable to `(*aligned plates, 1)`; None if no plate is padded.
+    """
+    found = None
+    for plate in plates:
+        if plate in true_sizes:
+            axis = dims[plate] - 1
+            numbers = jnp.arange(like.shape[axis]).reshape((-1,) + (1,) * (-axis - 1))
+            own = numbers < true_sizes[plate]
+            found = own if found is None else found & own
+    return found
 
 
 def join_features(parts: Sequence[Array]) -> Array:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from amortize_diagnostics import to_datatree
+from numpyro_amortize.conditioned import ConditionedGuide, total
 from numpyro_amortize.densities import AnyDensity
 from numpyro_amortize.embeddings import Embedding
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.history import TrainingHistory
-from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
+from numpyro_amortize.importance import ImportanceSamples
 from numpyro_amortize.layout import align
-from numpyro_amortize.missing import fill_missing_values, log_joint_of_present
 from numpyro_amortize.observations import data_plate_sizes
-from numpyro_amortize.simulate import replay, simulate
+from numpyro_amortize.padding import Call, CallPadding, PaddedCall
+from numpyro_amortize.simulate import simulate
 from numpyro_amortize.storage import load_guide, save_guide
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -51,6 +51,7 @@ class AmortizedPosterior:
         self.guide = guide
         self.history = history
         self._params = params
+        self._padding: CallPadding | None = None
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -104,6 +105,28 @@ class AmortizedPosterior:
         found = self.guide.find_observations(args, kwargs, observations, batch_dims)
         self._warn_of_sizes(data_plate_sizes(self.guide.structure, found, batch_dims))
         return Posterior(self, args, kwargs, found, batch_dims=batch_dims)
+
+    def pad(self, call: Call, observations: Mapping[str, Any]) -> PaddedCall:
+        """A call along with whose size compiled code need not change, if the model allows it.
+
+        Plates whose size changed in training are padded.
+
+        Args:
+            call: Arguments of the model.
+            observations: Data by site.
+
+        Returns:
+            The padded call.
+        """
+        structure, trained = self.guide.structure, self.history.plate_sizes if self.history else {}
+        leaves = jax.tree.leaves((call, dict(observations)))
+        if self._padding is None:
+            varying = [name for name, (low, high) in trained.items() if low < high]
+            self._padding = CallPadding(self.model, structure, self.guide.sizes, varying)
+        is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        if is_traced or self._padding.find_problem([call]):
+            return CallPadding(self.model, structure, self.guide.sizes, ()).pad(call)
+        return self._padding.pad(call)
 
     def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:
         trained = self.history.plate_sizes if self.history else {}
@@ -181,6 +204,14 @@ class Posterior:
         self._call = (tuple(args), dict(kwargs))
         self._batch_dims = batch_dims
         self.observations = dict(observations)
+        self._conditioned = ConditionedGuide(
+            amortized.guide,
+            amortized.params,
+            self._call,
+            amortized.pad(self._call, observations),
+            observations,
+            batch_dims=batch_dims,
+        )
 
     @property
     def guide(self) -> AmortizedGuide:
@@ -200,15 +231,7 @@ class Posterior:
             Constrained values by site, `(num_samples, [num_datasets,] *plates, *event)`.
         """
         key = jax.random.key(0) if rng_key is None else rng_key
-        latents = _sample(
-            self._amortized.guide,
-            self._amortized.params,
-            self._call,
-            self.observations,
-            _positive(num_samples),
-            self._batch_dims,
-            key,
-        )
+        latents = self._conditioned.sample(_positive(num_samples), key)
         return latents | self._replay_deterministic(latents)
 
     def log_prob(self, latents: Mapping[str, Any]) -> Array:
@@ -220,15 +243,7 @@ class Posterior:
         Returns:
             Shape `(num_samples, [num_datasets])`, in nats, constrained space.
         """
-        latents = self._latents(latents)
-        return _log_prob(
-            self._amortized.guide,
-            self._amortized.params,
-            self._call,
-            self._repeated(latents),
-            latents,
-            1 + self._batch_dims,
-        )
+        return self._conditioned.log_prob(self._latents(latents))
 
     def log_joint(self, latents: Mapping[str, Any]) -> Array:
         """Joint log density of the model at given latents and these data.
@@ -239,9 +254,8 @@ class Posterior:
         Returns:
             Shape `(num_samples, [num_datasets])`, in nats, constrained space.
         """
-        densities = self._site_densities(latents)
-        batch = 1 + self._batch_dims
-        return _total(densities.values(), batch)
+        densities = self._conditioned.site_densities(self._latents(latents))
+        return total(densities.values(), 1 + self._batch_dims)
 
     def importance_sample(
         self,
@@ -268,15 +282,8 @@ class Posterior:
         if num_local_samples < 1:
             raise ValueError(f"num_local_samples: expected at least 1, got {num_local_samples}")
         key = jax.random.key(0) if rng_key is None else rng_key
-        weighted = importance_samples(
-            self._amortized.guide,
-            self._amortized.params,
-            self._call,
-            self.observations,
-            _positive(num_samples),
-            num_local_samples,
-            self._batch_dims,
-            key,
+        weighted = self._conditioned.importance_sample(
+            _positive(num_samples), num_local_samples, key
         )
         weighted.samples.update(
             {
@@ -322,8 +329,9 @@ class Posterior:
         else:
             draws = self.sample(num_samples, rng_key=keys[0])
         log_q, lp = self.log_prob(draws), self.log_joint(draws)
-        densities = self._site_densities(draws)
-        predictive = self._predict(draws, keys[1])
+        latents = self._latents(draws)
+        densities = self._conditioned.site_densities(latents)
+        predictive = self._conditioned.predict(latents, keys[1])
         args, kwargs = self._call
         prior = simulate(
             self._amortized.model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]
@@ -356,42 +364,15 @@ class Posterior:
     def _structure(self) -> ModelStructure:
         return self._amortized.guide.structure
 
-    def _repeated(self, latents: Mapping[str, Any]) -> dict[str, Array]:
-        """The data, with the leading axis of the draws."""
-        num = len(next(iter(latents.values())))
-        return {
-            name: jnp.broadcast_to(value, (num, *value.shape))
-            for name, value in self.observations.items()
-        }
-
     def _latents(self, latents: Mapping[str, Any]) -> dict[str, Array]:
         return {site.name: jnp.asarray(latents[site.name]) for site in self._structure.latents}
-
-    def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Array]:
-        latents = self._latents(latents)
-        return _joint(
-            self._amortized.guide,
-            self._call,
-            latents,
-            self._repeated(latents),
-            1 + self._batch_dims,
-        )
 
     def _replay_deterministic(self, latents: Mapping[str, Any]) -> dict[str, Array]:
         names = [site.name for site in self._structure.deterministic]
         if not names:
             return {}
-        sites = self._latents(latents)
-        args, kwargs = self._call
-        model, data = self._amortized.model, self._repeated(sites)
-        values = sites | fill_missing_values(model, self._structure, args, kwargs, data)
-        key = jax.random.key(0)  # nothing is left to draw
-        found = _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+        found = self._conditioned.replay(self._latents(latents))
         return {name: found[name] for name in names}
-
-    def _predict(self, latents: Mapping[str, Any], key: Array) -> dict[str, Array]:
-        values = self._latents(latents)
-        return _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
 
     def _export(
         self,
@@ -432,66 +413,3 @@ def _positive(num_samples: int) -> int:
     if num_samples < 1:
         raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
     return num_samples
-
-
-@eqx.filter_jit
-def _sample(
-    guide: AmortizedGuide,
-    params: Mapping[str, Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    observations: Mapping[str, Array],
-    num_samples: int,
-    batch_dims: int,
-    rng_key: Array,
-) -> dict[str, Array]:
-    rows = sum(value.size for value in observations.values())
-    return jax.lax.map(
-        lambda key: guide.draw(params, *call, observations, batch_dims=batch_dims, rng_key=key)[0],
-        jax.random.split(rng_key, num_samples),
-        batch_size=min(max(ROWS_AT_ONCE // rows, 1), num_samples),
-    )
-
-
-@eqx.filter_jit
-def _log_prob(
-    guide: AmortizedGuide,
-    params: Mapping[str, Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    observations: Mapping[str, Array],
-    latents: Mapping[str, Array],
-    batch_dims: int,
-) -> Array:
-    parts = guide.site_log_probs(
-        params, *call, latents, observations, batch_dims=batch_dims
-    ).values()
-    return _total(parts, batch_dims)
-
-
-def _total(parts: Iterable[Array], batch_dims: int) -> Array:
-    """The sum of densities of sites over everything but the batch axes."""
-    flat = [part.reshape(*part.shape[:batch_dims], -1).sum(-1) for part in parts]
-    return jnp.sum(jnp.stack(flat), axis=0)
-
-
-@eqx.filter_jit
-def _joint(
-    guide: AmortizedGuide,
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    latents: Mapping[str, Array],
-    observations: Mapping[str, Array],
-    batch_dims: int,
-) -> dict[str, Array]:
-    return log_joint_of_present(
-        guide.model, guide.structure, *call, latents, observations, batch_dims
-    )
-
-
-@eqx.filter_jit
-def _replay(
-    model: Callable[..., Any],
-    call: tuple[tuple[Any, ...], Mapping[str, Any]],
-    values: Mapping[str, Array],
-    batch_dims: int,
-    rng_key: Array,
-) -> dict[str, Array]:
-    return replay(model, *call, values, batch_dims, rng_key)

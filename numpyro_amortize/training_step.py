@@ -18,11 +18,11 @@ from numpyro.infer.elbo import ELBO
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.amortized import STANDARDISATION
 from numpyro_amortize.objectives import NPE
+from numpyro_amortize.padding import Call, PaddedCall
 from numpyro_amortize.tracing import log_densities, run_model
 
 _CLIP_NORM = 5.0
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 State = tuple[dict[str, Any], Any]
 
 
@@ -83,30 +83,33 @@ class TrainingStep:
         """Constrained parameters under the host's names."""
         return self._constrain(state[0])
 
-    def advance(self, state: State, keys: Array, call: Call) -> tuple[State, np.ndarray, int]:
+    def advance(
+        self, state: State, keys: Array, padded: PaddedCall
+    ) -> tuple[State, np.ndarray, int]:
         """As many steps as there are keys; their losses, and the simulations left out."""
-        state, (losses, counts) = self._advance(state, keys, call)
+        state, (losses, counts) = self._advance(state, keys, padded.call, padded.true_sizes)
         return state, np.asarray(losses), int(np.sum(counts))
 
-    def held_out_loss(self, state: State, keys: Array, call: Call) -> float:
+    def held_out_loss(self, state: State, keys: Array, padded: PaddedCall) -> float:
         """Mean loss over fixed keys, on simulations that training does not see."""
-        return float(self._held_out(state, keys, call))
+        return float(self._held_out(state, keys, padded.call, padded.true_sizes))
 
-    def explain(self, state: State, keys: Array, call: Call, first_step: int) -> str:
+    def explain(self, state: State, keys: Array, padded: PaddedCall, first_step: int) -> str:
         """Repeat steps until the loss is not finite; name that step and the sites."""
         offset, key = 0, keys[0]
         while True:
-            after, losses, _ = self.advance(state, key[None], call)
+            after, losses, _ = self.advance(state, key[None], padded)
             if not np.all(np.isfinite(losses)) or offset + 1 == len(keys):
                 break
             state, offset = after, offset + 1
             key = keys[offset]
-        args, kwargs = call
+        args, kwargs = padded.call
         params = self.params(state)
-        if self.is_npe:
-            terms = self.objective.site_losses(key, params, self.model, self.guide, *args, **kwargs)
+        if isinstance(self.objective, NPE):
+            own = self.objective.for_call(padded.true_sizes)
+            terms = own.site_losses(key, params, self.model, self.guide, *args, **kwargs)
         else:
-            terms = _site_densities(self.model, self.guide, params, key, call)
+            terms = _site_densities(self.model, self.guide, params, key, padded.call)
         bad = [name for name, term in terms.items() if not np.all(np.isfinite(term))]
         return (
             f"step {first_step + offset + 1}: the loss is not finite, at sites {bad}. Look for "
@@ -121,28 +124,36 @@ class TrainingStep:
         }
         return trained | self._constants
 
-    def _loss(self, free: dict[str, Any], key: Array, call: Call) -> tuple[Array, Array]:
+    def _loss(
+        self, free: dict[str, Any], key: Array, call: Call, true_sizes: Mapping[str, Array]
+    ) -> tuple[Array, Array]:
         args, kwargs = call
         params = self._constrain(free)
-        if self.is_npe:
-            return self.objective.loss_and_count(
-                key, params, self.model, self.guide, *args, **kwargs
-            )
+        if isinstance(self.objective, NPE):
+            own = self.objective.for_call(true_sizes)
+            return own.loss_and_count(key, params, self.model, self.guide, *args, **kwargs)
         loss = self.objective.loss(key, params, self.model, self.guide, *args, **kwargs)
         return loss, jnp.zeros((), int)
 
-    def _scan(self, state: State, keys: Array, call: Call) -> tuple[State, tuple[Array, Array]]:
+    def _scan(
+        self, state: State, keys: Array, call: Call, true_sizes: Mapping[str, Array]
+    ) -> tuple[State, tuple[Array, Array]]:
         def one(state: State, key: Array) -> tuple[State, tuple[Array, Array]]:
             free, optimizer_state = state
-            (loss, count), gradient = jax.value_and_grad(self._loss, has_aux=True)(free, key, call)
+            differentiate = jax.value_and_grad(self._loss, has_aux=True)
+            (loss, count), gradient = differentiate(free, key, call, true_sizes)
             updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, free)
             return (optax.apply_updates(free, updates), optimizer_state), (loss, count)
 
         return jax.lax.scan(one, state, keys)
 
-    def _mean_held_out(self, state: State, keys: Array, call: Call) -> Array:
+    def _mean_held_out(
+        self, state: State, keys: Array, call: Call, true_sizes: Mapping[str, Array]
+    ) -> Array:
         args, kwargs = call
-        loss = self.objective.held_out_loss if self.is_npe else self.objective.loss
+        loss = self.objective.loss
+        if isinstance(self.objective, NPE):
+            loss = self.objective.for_call(true_sizes).held_out_loss
         params = self._constrain(state[0])
         return jnp.mean(
             jax.vmap(lambda key: loss(key, params, self.model, self.guide, *args, **kwargs))(keys)

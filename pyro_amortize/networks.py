@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d, gelu, pad, softplus
 
 _SOFTPLUS_ONE = 0.5413248546129181  # softplus(_SOFTPLUS_ONE) = 1
+_SMALLEST = 1e-6  # in units of the standardised spread
 
 
 class StackedMLP(nn.Module):
@@ -128,5 +129,5 @@ class Convolution(nn.Module):
 
 
 def positive(raw: Tensor) -> Tensor:
-    """Map network outputs to positive numbers, zero to one."""
-    return softplus(raw + _SOFTPLUS_ONE)
+    """Map network outputs to positive numbers, zero to one; never so small that logs overflow."""
+    return softplus(raw + _SOFTPLUS_ONE).clamp(min=_SMALLEST)

@@ -60,6 +60,7 @@ class RankOneCoupling(eqx.Module):
         common: Array,
         axes: Sequence[int],
         index: int | None = None,
+        present: Array | None = None,
     ) -> dist.Distribution:
         """A density of independent elements with their noise correlated.
 
@@ -69,6 +70,7 @@ class RankOneCoupling(eqx.Module):
             common: Features common to all elements, axes of the plates of length 1.
             axes: Axes of the plates, negative, the event axis included.
             index: The one site to evaluate, or None.
+            present: Which elements exist, if the plates are padded; all if None.
 
         Returns:
             The coupled density; the given one if its noise cannot be reached.
@@ -80,6 +82,7 @@ class RankOneCoupling(eqx.Module):
             positive(self.weights(context, index)),
             positive(self.strengths(common, index)),
             tuple(axes),
+            present,
         )
         return FlowDistribution([*steps, step], density.batch_shape, density.event_shape[0])
 
@@ -87,12 +90,18 @@ class RankOneCoupling(eqx.Module):
 class _RankOne:
     """The map between coupled and independent noise."""
 
-    def __init__(self, weight: Array, strength: Array, axes: tuple[int, ...]) -> None:
+    def __init__(
+        self, weight: Array, strength: Array, axes: tuple[int, ...], present: Array | None
+    ) -> None:
+        if present is not None:
+            weight = jnp.where(present, weight, 0.0)
         self.weight = weight / jnp.sqrt(jnp.sum(weight**2, axis=axes, keepdims=True))
         self.strength, self.axes = strength, axes
-        num_elements = 1
+        num_elements: Any = 1
         for axis in axes:
             num_elements *= weight.shape[axis]
+        if present is not None:
+            num_elements = jnp.sum(present)
         self.share = jnp.sum(jnp.log(strength), axis=-1) / num_elements
 
     def to_noise(self, coordinates: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from numpyro_amortize.embeddings.base import EmbeddingNetwork
@@ -16,6 +17,7 @@ from numpyro_amortize.networks import StackedMLP
 from numpyro_amortize.pooling import Pooling, join_features
 
 _SPREAD_FLOOR = 1e-2  # in units of the prior predictive spread
+_MOST_IN_PAIRS = 8  # values of one event and its inputs
 
 
 class EventFeatures(eqx.Module):
@@ -117,19 +119,32 @@ class PooledFeatures(EmbeddingNetwork):
 
 
 def _moments(values: Array, pooling: Pooling) -> list[Array]:
-    """Mean, spread and count of the standardised values at every level but the first."""
+    """Moments of the standardised values, and counts, at every level but the first."""
+    first, second = _pairs(values.shape[-1])
     kept, found = [values], []
     for number, level in enumerate(pooling.levels[1:], start=1):
         source = kept[level.source or 0]
         mean = pooling.mean(number, source)
         plates = pooling.levels[level.source or 0].plates
-        around = pooling.spread(mean, level.plates, plates)
-        variance = pooling.mean(number, (source - around) ** 2)
-        spread = jnp.sqrt(variance + 1e-12)
+        centred = source - pooling.spread(mean, level.plates, plates)
+        spread = jnp.sqrt(pooling.mean(number, centred**2) + 1e-12)
+        covariance = pooling.mean(number, centred[..., first] * centred[..., second])
         log_count = jnp.log1p(pooling.totals[number])
-        found.append(join_features([jnp.arcsinh(mean), jnp.log(_SPREAD_FLOOR + spread), log_count]))
-        kept.append(jnp.concatenate([mean, spread], axis=-1))
+        logarithm = jnp.log(_SPREAD_FLOOR + spread)
+        found.append(
+            join_features([jnp.arcsinh(mean), logarithm, jnp.arcsinh(covariance), log_count])
+        )
+        kept.append(jnp.concatenate([mean, spread, covariance], axis=-1))
     return found
+
+
+def _pairs(num_values: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the values whose covariances are pooled: of each pair, the first and second.
+
+    A regression of one value on others is in their covariances. There are none where pairs
+    would outnumber everything else.
+    """
+    return np.triu_indices(num_values if num_values <= _MOST_IN_PAIRS else 0, 1)
 
 
 def pooled_sizes(feature_dim: int, num_skipped: int, sources: Sequence[int]) -> tuple[int, ...]:
@@ -145,7 +160,7 @@ def pooled_sizes(feature_dim: int, num_skipped: int, sources: Sequence[int]) -> 
     """
     values, skipped = [num_skipped], [num_skipped]
     for source in sources:
-        values.append(2 * values[source])
+        values.append(2 * values[source] + len(_pairs(num_skipped)[0]))
         skipped.append(values[-1] + 1)
     return tuple(feature_dim + size for size in skipped)
 

@@ -234,8 +234,9 @@ class AmortizedGuide:
         plates = HostPlates(self.model, self.structure, args, kwargs)
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         params = {name: numpyro.param(name, value) for name, value in self._init_params.items()}
-        plates.open(self.call_values(args, kwargs, found).sizes)
-        return self._run(params, args, kwargs, found, 0, plates.sample)
+        call = self.call_values(args, kwargs, found)
+        plates.open(call.sizes)
+        return self._run(params, args, kwargs, found, call, 0, plates.sample)
 
     def find_observations(
         self,
@@ -274,6 +275,7 @@ class AmortizedGuide:
         *,
         batch_dims: int = 0,
         given: Mapping[str, Array] | None = None,
+        true_sizes: Mapping[str, Any] | None = None,
         rng_key: Array,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """One draw of the latents per data set, outside any handler.
@@ -285,6 +287,7 @@ class AmortizedGuide:
             observations: Data by site with `batch_dims` leading axes.
             batch_dims: Number of leading axes of data sets.
             given: Values of some latents in place of draws.
+            true_sizes: For each padded plate the number of its elements that exist.
             rng_key: Key of the draw.
 
         Returns:
@@ -311,7 +314,8 @@ class AmortizedGuide:
             )
             return value
 
-        latents = self._run(params, args, kwargs, observations, batch_dims, draw)
+        call = self.call_values(args, kwargs, observations, batch_dims, true_sizes)
+        latents = self._run(params, args, kwargs, observations, call, batch_dims, draw)
         return latents, log_probs
 
     def site_log_probs(
@@ -324,6 +328,7 @@ class AmortizedGuide:
         *,
         batch_dims: int = 0,
         conditionals: Mapping[str, Moments] | None = None,
+        true_sizes: Mapping[str, Any] | None = None,
     ) -> dict[str, Array]:
         """Log density of every latent site at given values, all at once.
 
@@ -336,12 +341,13 @@ class AmortizedGuide:
             batch_dims: Number of leading axes.
             conditionals: The model's location and scale at conditional sites, if already
                 known from a simulation; read by tracing the model otherwise.
+            true_sizes: For each padded plate the number of its elements that exist.
 
         Returns:
             Shape `(*batch, *aligned plates)` per site, in nats, constrained space.
         """
         chain, standardisation = self._unpack_params(params)
-        call = self.call_values(args, kwargs, observations, batch_dims)
+        call = self.call_values(args, kwargs, observations, batch_dims, true_sizes)
         contexts = chain.contexts(standardisation, observations, call, batch_dims)
         known = conditionals or {}
         packed = {
@@ -421,11 +427,11 @@ class AmortizedGuide:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Array],
+        call: CallValues,
         batch_dims: int,
         draw: Callable[[SiteInfo, dist.Distribution], Array],
     ) -> dict[str, Array]:
         chain, standardisation = self._unpack_params(params)
-        call = self.call_values(args, kwargs, observations, batch_dims)
         contexts = chain.contexts(standardisation, observations, call, batch_dims)
         latents: dict[str, Array] = {}
         features: dict[str, Array] = {}
@@ -455,9 +461,12 @@ class AmortizedGuide:
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Array],
         batch_dims: int = 0,
+        true_sizes: Mapping[str, Any] | None = None,
     ) -> CallValues:
         """What one call gives to the networks besides its data."""
-        return read_call(self.model, self.structure, args, kwargs, observations, batch_dims)
+        return read_call(
+            self.model, self.structure, args, kwargs, observations, batch_dims, true_sizes or {}
+        )
 
     def _conditional(
         self,

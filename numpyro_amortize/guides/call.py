@@ -32,12 +32,14 @@ class CallValues:
         indices: Value of each index vector.
         sizes: Number of rows of every plate that is not an event.
         factors: For each subsampled plate its size over the number of rows.
+        true_sizes: For each padded plate the number of its elements that exist.
     """
 
     inputs: Mapping[str, Any]
     indices: Mapping[str, Array]
     sizes: Mapping[str, int]
     factors: Mapping[str, float]
+    true_sizes: Mapping[str, Any]
 
 
 def check_call(
@@ -110,6 +112,7 @@ def read_call(
     kwargs: Mapping[str, Any],
     observations: Mapping[str, Array],
     batch_dims: int,
+    true_sizes: Mapping[str, Any],
 ) -> CallValues:
     """Read the values of a call; sizes come from the data, or from the model where they point.
 
@@ -120,6 +123,7 @@ def read_call(
         kwargs: The model's keyword arguments.
         observations: Data by site with `batch_dims` leading axes.
         batch_dims: Number of leading axes of data sets.
+        true_sizes: For each padded plate the number of its elements that exist.
 
     Returns:
         The values.
@@ -145,4 +149,5 @@ def read_call(
         indices={group.name: jnp.asarray(arguments[group.name]) for group in structure.groups},
         sizes=sizes,
         factors=factors,
+        true_sizes=true_sizes,
     )

@@ -26,7 +26,7 @@ from numpyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
 from numpyro_amortize.guides.call import CallValues
 from numpyro_amortize.layout import pack, pack_plain
 from numpyro_amortize.networks import StackedMLP
-from numpyro_amortize.pooling import Pooling, join_features
+from numpyro_amortize.pooling import Pooling, existing, join_features
 from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -45,12 +45,14 @@ class Contexts:
         common: For each latent those of them that are common to all elements of its plates.
         cells: For each observed site the features of its rows, before any pooling.
         poolings: For each observed site how its rows are pooled.
+        true_sizes: For each padded plate the number of its elements that exist.
     """
 
     latents: Mapping[str, Array]
     common: Mapping[str, Array]
     cells: Mapping[str, Array]
     poolings: Mapping[str, Pooling]
+    true_sizes: Mapping[str, Any]
 
 
 class PosteriorChain(eqx.Module):
@@ -91,9 +93,12 @@ class PosteriorChain(eqx.Module):
         for site, network in zip(structure.observed, self.embeddings, strict=True):
             loc, scale = standardisation.data[site.name]
             value = pack_plain(structure, site, observations[site.name], batch_dims)
-            present = None
+            is_there = None
             if structure.may_miss(site.name):
-                present = ~jnp.any(jnp.isnan(value), axis=-1, keepdims=True)
+                is_there = ~jnp.any(jnp.isnan(value), axis=-1, keepdims=True)
+            present = existing(site.plates, structure.plate_dims, value, call.true_sizes)
+            if is_there is not None:
+                present = is_there if present is None else present & is_there
             pooling = Pooling(
                 structure,
                 structure.levels(site),
@@ -104,8 +109,8 @@ class PosteriorChain(eqx.Module):
                 present,
             )
             parts = [(value - loc) / scale]
-            if present is not None:  # filled before any network, so that gradients are finite
-                parts = [jnp.where(present, parts[0], 0.0), present.astype(value.dtype)]
+            if is_there is not None:  # filled before any network, so that gradients are finite
+                parts = [jnp.where(is_there, parts[0], 0.0), is_there.astype(value.dtype)]
             for item in structure.inputs:
                 if structure.is_over(site, item.plates):
                     loc, scale = standardisation.inputs[item.name]
@@ -133,7 +138,7 @@ class PosteriorChain(eqx.Module):
                 whole = [part for level, part in chosen if not level.plates]
                 common |= dict.fromkeys(names, join_features(whole))
         cells = {name: features[0] for name, features in levels.items()}
-        return Contexts(latents, common, cells, poolings)
+        return Contexts(latents, common, cells, poolings, call.true_sizes)
 
     def distribution(
         self,
@@ -163,7 +168,7 @@ class PosteriorChain(eqx.Module):
         context = self._head_input(group, index, contexts, features)
         base: Any = self.heads[group](context, index)
         if site.coupled:
-            base = self._coupled(group, base, context, contexts.common[site.name], index)
+            base = self._coupled(group, base, context, contexts, index)
         loc, scale = self._location_scale(site, standardisation, conditionals)
         if site.support.is_discrete:
             return discrete_site_distribution(base.scaled(loc, scale), self.structure, site)
@@ -216,8 +221,7 @@ class PosteriorChain(eqx.Module):
             inputs = jnp.stack(stacked)
             density = self.heads[group](inputs)
             if sites[0].coupled:
-                common = jnp.stack([contexts.common[name] for name in names])
-                density = self._coupled(group, density, inputs, common)
+                density = self._coupled(group, density, inputs, contexts)
             log_prob = density.log_prob(jnp.stack(jnp.broadcast_arrays(*standard)))
             for index, (name, (_, scale)) in enumerate(zip(names, moments, strict=True)):
                 jacobian = jnp.sum(jnp.log(scale), axis=-1) + packed[name][1]
@@ -266,13 +270,20 @@ class PosteriorChain(eqx.Module):
         self,
         group: int,
         density: dist.Distribution,
-        context: Array,
-        common: Array,
+        inputs: Array,
+        contexts: Contexts,
         index: int | None = None,
     ) -> dist.Distribution:
-        plates = self.structure.site(self.groups[group][0]).plates
-        axes = [self.structure.plates[plate].dim - 1 for plate in plates]
-        return self.couplings[str(group)](density, context, common, axes, index)
+        """The density of a group, or of one site of it, with its elements correlated."""
+        structure, names = self.structure, self.groups[group]
+        if index is None:
+            common = jnp.stack([contexts.common[name] for name in names])
+        else:
+            common = contexts.common[names[index]]
+        plates = structure.site(names[0]).plates
+        axes = [structure.plates[plate].dim - 1 for plate in plates]
+        present = existing(plates, structure.plate_dims, inputs, contexts.true_sizes)
+        return self.couplings[str(group)](density, inputs, common, axes, index, present)
 
     def _head_input(
         self, group: int, index: int, contexts: Contexts, features: Mapping[str, Array]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -13,6 +14,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.arguments import bound_arguments
 from numpyro_amortize.missing import hide, is_present, mark_missing
+from numpyro_amortize.pooling import existing
 from numpyro_amortize.simulate import Simulations, finite_rows, simulate_rows
 from numpyro_amortize.standardisation import Moments
 from numpyro_amortize.structure import ModelStructure
@@ -45,6 +47,7 @@ class ScoresLatents(Protocol):
         *,
         batch_dims: int = 0,
         conditionals: Mapping[str, Moments] | None = None,
+        true_sizes: Mapping[str, Any] | None = None,
     ) -> dict[str, Array]:
         """Log density of every latent site at given values."""
 
@@ -116,6 +119,7 @@ class NPE(ELBO):
         self.simulations = simulations
         self.nonfinite = nonfinite
         self.missing = missing
+        self._true_sizes: Mapping[str, Any] = {}
 
     def loss_with_mutable_state(
         self,
@@ -203,14 +207,16 @@ class NPE(ELBO):
             f"{type(drawn).__name__}"
         )
 
-    def with_fixed_arguments(self) -> NPE:
-        """This objective without its sampler of arguments, for one step of a training loop."""
-        return NPE(
-            self.num_simulations,
-            simulations=self.simulations,
-            nonfinite=self.nonfinite,
-            missing=self.missing,
-        )
+    def for_call(self, true_sizes: Mapping[str, Any]) -> NPE:
+        """This objective for one call of a training loop, without the sampler of arguments.
+
+        Args:
+            true_sizes: For each plate that the call pads the number of its elements that exist.
+        """
+        own = copy.copy(self)
+        own.model_args = None
+        own._true_sizes = true_sizes
+        return own
 
     def _site_losses(
         self,
@@ -260,14 +266,25 @@ class NPE(ELBO):
             self._hidden(rng_key, guide, values, args, kwargs),
             batch_dims=1,
             conditionals=moments,
+            true_sizes=self._true_sizes,
         )
         weights = is_finite if self.nonfinite == "drop" else jnp.ones_like(is_finite)
         weights = weights / jnp.sum(weights)
         losses = {
-            name: -jnp.sum(weights * jnp.mean(part.reshape(len(part), -1), axis=1))
+            name: -jnp.sum(weights * self._mean_over_elements(structure, name, part))
             for name, part in log_probs.items()
         }
         return losses, is_finite
+
+    def _mean_over_elements(self, structure: ModelStructure, name: str, part: Array) -> Array:
+        """The mean of log densities over the plate elements that exist, one per simulation."""
+        plates = structure.site(name).plates
+        present = existing(plates, structure.plate_dims, part[..., None], self._true_sizes)
+        if present is None:
+            return jnp.mean(part.reshape(len(part), -1), axis=1)
+        present = jnp.broadcast_to(present[..., 0], part.shape)
+        axes = tuple(range(1, part.ndim))
+        return jnp.sum(part, axis=axes, where=present) / jnp.sum(present, axis=axes)
 
     def _hidden(
         self,

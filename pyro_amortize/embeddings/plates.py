@@ -24,11 +24,12 @@ class PlateEmbedding(Embedding):
     """Deep sets that follow the plates of the model.
 
     One network maps every event to features. Plates are then pooled one at a time: the mean
-    of the features, the mean and spread of the standardised values themselves, and
-    `log(1 + count)`, with a network in between. The raw moments skip the network, which
-    makes the context of exponential families nearly exact at any plate size. Where plates
-    cross, such as students and items, every event then reads what has been pooled for its
-    row, its column and the whole, and all is pooled again, `num_rounds` times.
+    of the features, the mean, spread and (of up to eight) covariances of the standardised
+    values themselves, and `log(1 + count)`, with a network in between. The raw moments skip
+    the network, which makes the context of exponential families and of linear regressions
+    nearly exact at any plate size. Where plates cross, such as students and items, every
+    event then reads what has been pooled for its row, its column and the whole, and all is
+    pooled again, `num_rounds` times.
 
     Your own network can read the events: a `torch.nn.Module` that maps `(rows, *event_shape)`
     to `(rows, features)`, or a function `(event_shape, feature_dim) -> module`. It gets the
@@ -49,7 +50,7 @@ class PlateEmbedding(Embedding):
 
     Example:
         >>> PlateEmbedding(feature_dim=4).context_sizes((), 1, [0])
-        (6, 9)
+        (6, 10)
 
     References:
         Zaheer et al. (2017), arXiv:1703.06114, eq. 4.

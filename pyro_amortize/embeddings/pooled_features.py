@@ -13,6 +13,7 @@ from pyro_amortize.networks import StackedMLP
 from pyro_amortize.pooling import Pooling, join_features
 
 _SPREAD_FLOOR = 1e-2  # in units of the prior predictive spread
+_MOST_IN_PAIRS = 8  # values of one event and its inputs
 
 
 class EventFeatures(nn.Module):
@@ -126,21 +127,34 @@ class PooledFeatures(EmbeddingNetwork):
 
 
 def _moments(values: Tensor, pooling: Pooling) -> list[Tensor]:
-    """Mean, spread and count of the standardised values at every level but the first."""
+    """Moments of the standardised values, and counts, at every level but the first."""
+    first, second = _pairs(values.shape[-1])
     kept, found = [values], []
     for number, level in enumerate(pooling.levels[1:], start=1):
         source = kept[level.source or 0]
         mean = pooling.mean(number, source)
         plates = pooling.levels[level.source or 0].plates
-        around = pooling.spread(mean, level.plates, plates)
-        variance = pooling.mean(number, (source - around) ** 2)
-        spread = torch.sqrt(variance + 1e-12)
+        centred = source - pooling.spread(mean, level.plates, plates)
+        spread = torch.sqrt(pooling.mean(number, centred**2) + 1e-12)
+        covariance = pooling.mean(number, centred[..., first] * centred[..., second])
         log_count = torch.log1p(pooling.totals[number])
+        logarithm = torch.log(_SPREAD_FLOOR + spread)
         found.append(
-            join_features([torch.asinh(mean), torch.log(_SPREAD_FLOOR + spread), log_count])
+            join_features([torch.asinh(mean), logarithm, torch.asinh(covariance), log_count])
         )
-        kept.append(torch.cat([mean, spread], -1))
+        kept.append(torch.cat([mean, spread, covariance], -1))
     return found
+
+
+def _pairs(num_values: int) -> tuple[Tensor, Tensor]:
+    """Positions of the values whose covariances are pooled: of each pair, the first and second.
+
+    A regression of one value on others is in their covariances. There are none where pairs
+    would outnumber everything else.
+    """
+    size = num_values if num_values <= _MOST_IN_PAIRS else 0
+    first, second = torch.triu_indices(size, size, 1)
+    return first, second
 
 
 def pooled_sizes(feature_dim: int, num_skipped: int, sources: Sequence[int]) -> tuple[int, ...]:
@@ -156,7 +170,7 @@ def pooled_sizes(feature_dim: int, num_skipped: int, sources: Sequence[int]) -> 
     """
     values, skipped = [num_skipped], [num_skipped]
     for source in sources:
-        values.append(2 * values[source])
+        values.append(2 * values[source] + len(_pairs(num_skipped)[0]))
         skipped.append(values[-1] + 1)
     return tuple(feature_dim + size for size in skipped)
 

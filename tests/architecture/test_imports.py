@@ -30,10 +30,11 @@ LAYERS = (
         "standardisation",
         "networks",
         "history",
+        "padding",
     },
     {"densities", "embeddings"},
     {"guides", "objectives", "handlers"},
-    {"fit", "training_step", "posterior", "importance", "storage"},
+    {"fit", "training_step", "posterior", "conditioned", "importance", "storage"},
     {"__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

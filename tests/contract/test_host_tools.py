@@ -319,6 +319,7 @@ def test_pyro_importance(pyro_host):
     assert abs(weights.mean() - ours.mean()) < 5 * np.hypot(weights.std() / 17, ours.std() / 63)
 
 
+@pytest.mark.slow  # a minute
 def test_pyro_csis_has_the_optimum_of_npe(pyro_host):
     """Compiled inference of the host minimises the same divergence with the same guide.
 

@@ -191,15 +191,15 @@ def test_exact_draws_and_prior_draws_are_told_apart_by_the_gap(name, rng):
 @each_problem
 def test_exact_draws_have_uniform_ranks(name, rng):
     problem = PROBLEMS[name]
-    latents, observations = problem.sample_joint(rng, 2000)
-    draws = [problem.sample_posterior(rng, observations) for _ in range(100)]
+    latents, observations = problem.sample_joint(rng, 1000)
+    draws = [problem.sample_posterior(rng, observations) for _ in range(50)]
     for site, value in latents.items():
         ranks = np.mean([draw[site] < value for draw in draws], axis=0)
         ties = np.mean([draw[site] == value for draw in draws], axis=0)
         ranks = ranks + rng.uniform(size=ranks.shape) * ties  # of discrete values
         one_per_row = ranks.reshape(len(ranks), -1)[:, 0]
-        jitter = rng.uniform(-0.005, 0.005, size=len(one_per_row))
-        assert kstest((one_per_row * 100 + 0.5) / 101 + jitter, "uniform").pvalue > 1e-4, site
+        jitter = rng.uniform(-0.01, 0.01, size=len(one_per_row))
+        assert kstest((one_per_row * 50 + 0.5) / 51 + jitter, "uniform").pvalue > 1e-4, site
 
 
 def test_linear_map_is_well_conditioned_and_not_orthogonal():
@@ -211,7 +211,7 @@ def test_linear_map_is_well_conditioned_and_not_orthogonal():
 
 def test_two_modes_mass_near_zero():
     """By draws, and everything for a wide interval."""
-    problem, num = PROBLEMS["two_mode_sign"], 20000
+    problem, num = PROBLEMS["two_mode_sign"], 5000
     for x in (-0.2, 0.3, 0.8, 2.5):
         observations = {"x": np.full(num, x)}
         draws = problem.sample_posterior(np.random.default_rng(0), observations)["z"]

@@ -1,0 +1,202 @@
+"""A guide and its model at fixed data, evaluated in compiled code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
+from numpyro_amortize.missing import fill_missing_values, log_joint_of_present
+from numpyro_amortize.padding import Call, PaddedCall
+from numpyro_amortize.pooling import existing
+from numpyro_amortize.simulate import replay
+
+
+class ConditionedGuide:
+    """The guide at one data set or at many; its code is compiled for the padded call.
+
+    Args:
+        guide: The guide.
+        params: Its parameters.
+        call: Arguments of the model.
+        padded: The same call, padded.
+        observations: Data by site, with `batch_dims` leading axes.
+        batch_dims: 1 if the data have a leading axis of data sets, else 0.
+    """
+
+    def __init__(
+        self,
+        guide: AmortizedGuide,
+        params: Mapping[str, Any],
+        call: Call,
+        padded: PaddedCall,
+        observations: Mapping[str, Array],
+        *,
+        batch_dims: int,
+    ) -> None:
+        self.guide, self.params, self.call = guide, params, call
+        self.observations, self.batch_dims = dict(observations), batch_dims
+        self._padded = padded
+        self._extended = padded.extend(guide.structure, observations)
+
+    def sample(self, num_samples: int, rng_key: Array) -> dict[str, Array]:
+        """Draws of the latents, `(num_samples, [num_datasets,] *plates, *event)`."""
+        draws = _sample(
+            self.guide,
+            self.params,
+            self._padded.call,
+            self._extended,
+            self._padded.true_sizes,
+            num_samples,
+            self.batch_dims,
+            rng_key,
+        )
+        return self._padded.cut(self.guide.structure, draws)
+
+    def log_prob(self, latents: Mapping[str, Array]) -> Array:
+        """Joint log density of the guide, shape `(num_samples, [num_datasets])`, in nats."""
+        return _log_prob(
+            self.guide,
+            self.params,
+            self._padded.call,
+            self._repeated(self._extended, latents),
+            self._padded.extend(self.guide.structure, latents),
+            self._padded.true_sizes,
+            1 + self.batch_dims,
+        )
+
+    def site_densities(self, latents: Mapping[str, Array]) -> dict[str, Array]:
+        """Log densities of the model's sites, `(num_samples, [num_datasets,] *plates)`."""
+        densities = _joint(
+            self.guide,
+            self._padded.call,
+            self._padded.extend(self.guide.structure, latents),
+            self._repeated(self._extended, latents),
+            1 + self.batch_dims,
+        )
+        return self._padded.cut(self.guide.structure, densities, has_event=False)
+
+    def importance_sample(
+        self, num_samples: int, num_local_samples: int, rng_key: Array
+    ) -> ImportanceSamples:
+        """Draws with their importance weights."""
+        return importance_samples(
+            self.guide,
+            self.params,
+            self._padded,
+            self._extended,
+            num_samples,
+            num_local_samples,
+            self.batch_dims,
+            rng_key,
+        )
+
+    def replay(self, latents: Mapping[str, Array]) -> dict[str, Array]:
+        """All sites of the model at given latents and these data; deterministic ones follow."""
+        args, kwargs = self.call
+        data = self._repeated(self.observations, latents)
+        model, structure = self.guide.model, self.guide.structure
+        values = {**latents, **fill_missing_values(model, structure, args, kwargs, data)}
+        key = jax.random.key(0)  # nothing is left to draw
+        return _replay(model, self.call, values, 1 + self.batch_dims, key)
+
+    def predict(self, latents: Mapping[str, Array], rng_key: Array) -> dict[str, Array]:
+        """All sites of the model at given latents, with new data."""
+        return _replay(self.guide.model, self.call, dict(latents), 1 + self.batch_dims, rng_key)
+
+    def _repeated(
+        self, observations: Mapping[str, Array], latents: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """The data, with the leading axis of the draws."""
+        num = len(next(iter(latents.values())))
+        return {
+            name: jnp.broadcast_to(value, (num, *value.shape))
+            for name, value in observations.items()
+        }
+
+
+@eqx.filter_jit
+def _sample(
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
+    call: Call,
+    observations: Mapping[str, Array],
+    true_sizes: Mapping[str, Array],
+    num_samples: int,
+    batch_dims: int,
+    rng_key: Array,
+) -> dict[str, Array]:
+    def draw(key: Array) -> dict[str, Array]:
+        return guide.draw(
+            params,
+            *call,
+            observations,
+            batch_dims=batch_dims,
+            true_sizes=true_sizes,
+            rng_key=key,
+        )[0]
+
+    rows = sum(value.size for value in observations.values())
+    return jax.lax.map(
+        draw,
+        jax.random.split(rng_key, num_samples),
+        batch_size=min(max(ROWS_AT_ONCE // rows, 1), num_samples),
+    )
+
+
+@eqx.filter_jit
+def _log_prob(
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
+    call: Call,
+    observations: Mapping[str, Array],
+    latents: Mapping[str, Array],
+    true_sizes: Mapping[str, Array],
+    batch_dims: int,
+) -> Array:
+    parts = guide.site_log_probs(
+        params, *call, latents, observations, batch_dims=batch_dims, true_sizes=true_sizes
+    )
+    structure = guide.structure
+    for name, part in parts.items():
+        plates = structure.site(name).plates
+        present = existing(plates, structure.plate_dims, part[..., None], true_sizes)
+        if present is not None:
+            parts[name] = jnp.where(present[..., 0], part, 0.0)
+    return total(parts.values(), batch_dims)
+
+
+def total(parts: Iterable[Array], batch_dims: int) -> Array:
+    """The sum of densities of sites over everything but the batch axes."""
+    flat = [part.reshape(*part.shape[:batch_dims], -1).sum(-1) for part in parts]
+    return jnp.sum(jnp.stack(flat), axis=0)
+
+
+@eqx.filter_jit
+def _joint(
+    guide: AmortizedGuide,
+    call: Call,
+    latents: Mapping[str, Array],
+    observations: Mapping[str, Array],
+    batch_dims: int,
+) -> dict[str, Array]:
+    return log_joint_of_present(
+        guide.model, guide.structure, *call, latents, observations, batch_dims
+    )
+
+
+@eqx.filter_jit
+def _replay(
+    model: Callable[..., Any],
+    call: Call,
+    values: Mapping[str, Array],
+    batch_dims: int,
+    rng_key: Array,
+) -> dict[str, Array]:
+    return replay(model, *call, values, batch_dims, rng_key)

@@ -1,0 +1,247 @@
+"""NumPyro compiles once for each bucket of sizes, and padding changes no answer.
+
+Pyro compiles nothing, so nothing is padded there.
+"""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from tests.backends import host as adapter
+from tests.conftest import require
+from tests.problems import PROBLEMS
+
+
+@pytest.fixture
+def host():
+    require("numpyro")
+    return adapter("numpyro")
+
+
+def small_guide(host, model, **declared):
+    """Small networks, which compile in half the time."""
+    density = host.package.NormalDensity(hidden_dims=(8,))
+    embedding = host.package.PlateEmbedding(feature_dim=4, hidden_dims=(8,), num_rounds=1)
+    return host.guide(model, observed="y", densities=density, embedding=embedding, **declared)
+
+
+def padding(host, guide, plates):
+    return host.module("padding").CallPadding(guide.model, guide.structure, guide.sizes, plates)
+
+
+# name: (observed and declarations, one call, plates to pad)
+CASES = {
+    "counts_of_groups": ({"sizes": {"num_groups": "groups"}}, {"num_groups": 5}, ["groups"]),
+    "eight_schools_centered": (
+        {"inputs": {"sigma": "schools"}},
+        {"sigma": np.linspace(9.0, 18.0, 6)},
+        ["schools"],
+    ),
+    "grouped_normal": (
+        {"groups": {"group": ("groups", "rows")}, "sizes": {"num_groups": "groups"}},
+        {"group": np.array([0, 2, 2, 1, 0, 2, 0]), "num_groups": 3},
+        ["groups", "rows"],
+    ),
+    "crossed_effects": (  # its elements are coupled
+        {"sizes": {"num_rows": "rows", "num_columns": "columns"}},
+        {"num_rows": 3, "num_columns": 4},
+        ["rows", "columns"],
+    ),
+    "rows_behind_a_mask": (
+        {"missing": {"is_there": "y"}},
+        {"is_there": np.array([True, False, True])},
+        ["rows"],
+    ),
+}
+
+
+def score(guide, params, call, latents, data, true_sizes=None):
+    def densities(latents, data, true_sizes):
+        return guide.site_log_probs(
+            params, *call, latents, data, batch_dims=1, true_sizes=true_sizes
+        )
+
+    return import_module("jax").jit(densities)(latents, data, true_sizes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_padded_densities_are_the_true_ones(host, name):
+    declared, arguments, plates = CASES[name]
+    kwargs = {
+        key: host.array(value) if isinstance(value, np.ndarray) and value.dtype != bool else value
+        for key, value in arguments.items()
+    }
+    if "is_there" in kwargs:
+        kwargs["is_there"] = np.asarray(kwargs["is_there"])
+    model = getattr(host.models, name)
+    guide = small_guide(host, model, **declared)
+    scale = 0.05 if name == "crossed_effects" else 0.2  # its networks are deep
+    amortized = host.scrambled(model, guide, scale=scale, **kwargs)
+    structure, params = guide.structure, amortized.params
+    simulated = host.package.simulate(model, 4, kwargs=kwargs).sites
+    latents = {site.name: simulated[site.name] for site in structure.latents}
+    data = {"y": simulated["y"]}
+    own = score(guide, params, ((), kwargs), latents, data)
+
+    calls = padding(host, guide, plates)
+    assert calls.find_problem([((), kwargs)]) is None
+    padded = calls.pad(((), kwargs))
+    assert set(padded.padded_sizes.values()) == {16}
+    extended = padded.extend(structure, latents), padded.extend(structure, data)
+    found = score(guide, params, padded.call, *extended, true_sizes=padded.true_sizes)
+    for site, density in padded.cut(structure, found, has_event=False).items():
+        np.testing.assert_allclose(density, own[site], rtol=2e-5, atol=2e-5, err_msg=site)
+    # The test can fail: without the true sizes the padding is data.
+    wrong = score(guide, params, padded.call, *extended)
+    differences = [
+        np.abs(density - own[site]).max()
+        for site, density in padded.cut(structure, wrong, has_event=False).items()
+    ]
+    assert max(differences) > 1e-2
+
+
+def sampler_of_sizes(low, high):
+    def draw(rng_key):
+        bits = import_module("jax").random.bits(rng_key)
+        return {"num_groups": int(np.random.default_rng(int(bits)).integers(low, high + 1))}
+
+    return draw
+
+
+def count_traces(monkeypatch, host):
+    """Sizes at which the step of the training loop has been compiled."""
+    step = host.module("training_step").TrainingStep
+    seen, original = [], step._scan
+
+    def scan(self, state, keys, call, true_sizes):
+        args, kwargs = call
+        seen.append(*args, *kwargs.values())
+        return original(self, state, keys, call, true_sizes)
+
+    monkeypatch.setattr(step, "_scan", scan)
+    return seen
+
+
+def test_one_compilation_for_each_bucket(host, monkeypatch):
+    model = host.models.counts_of_groups
+    guide = small_guide(host, model, sizes={"num_groups": "groups"})
+    seen = count_traces(monkeypatch, host)
+    objective = host.package.NPE(8, model_args=sampler_of_sizes(3, 60))
+    amortized = host.fit(model, guide, objective, num_steps=25)
+    assert sorted(seen) == [16, 64]  # of 25 calls of many sizes
+    low, high = amortized.history.plate_sizes["groups"]
+    assert 3 <= low < 16 < high <= 60
+
+    # Answers too: three sizes, one bucket, one compilation.
+    conditioned = host.module("conditioned")
+    for num in (low, low + 1, low + 2):
+        posterior = amortized.at(num_groups=num, y=host.array(np.arange(num)))
+        draws = host.sample(posterior, 10)
+        assert draws["rate"].shape == (10, num)
+        assert host.log_prob(posterior, draws).shape == (10,)
+    assert conditioned._sample._cached._cache_size() == 1
+    assert conditioned._log_prob._cached._cache_size() == 1
+
+
+def test_padded_answers_are_the_answers(host):
+    """The same densities, weights and evidence as without padding."""
+    model, problem = host.models.hierarchical_normal, PROBLEMS["hierarchical_normal"]
+    guide = small_guide(host, model, sizes={"num_groups": "groups"})
+    y = host.array(problem.sample_joint(np.random.default_rng(1), 1)[1]["y"][0])
+    plain = host.untrained(model, guide, None, len(y))
+    history = host.package.TrainingHistory(
+        np.zeros(1), np.ones(1), np.zeros(1), plate_sizes={"groups": (2, 60)}
+    )
+    padded = host.package.AmortizedPosterior(model, guide, params=plain.params, history=history)
+    posteriors = [amortized.at(y, len(y)) for amortized in (plain, padded)]
+    draws = host.sample(posteriors[1], 500)
+    assert draws["theta"].shape == (500, len(y))
+    for method in (host.log_prob, host.log_joint):
+        first, second = (method(posterior, draws) for posterior in posteriors)
+        np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-4)
+    first, second = (host.importance_sample(posterior, 4000) for posterior in posteriors)
+    assert second.samples["theta"].shape == (4000, len(y))
+    exact = problem.log_evidence({"y": np.asarray(y)[None]})[0]
+    for found in (first, second):
+        assert found.summary.log_evidence_se < 0.05
+        assert abs(found.summary.log_evidence - exact) < 4 * found.summary.log_evidence_se
+    many = padded.at_each(num_groups=len(y), observations={"y": np.stack([y, y + 1])})
+    assert host.importance_sample(many, 100).samples["theta"].shape == (100, 2, len(y))
+
+
+def shrinking_scale(num_groups=3, y=None):
+    numpyro, dist = import_module("numpyro"), import_module("numpyro.distributions")
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", num_groups):
+        theta = numpyro.sample("theta", dist.Normal(mu, num_groups**-0.5))
+        numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+def size_of_its_own(labels=("group",) * 3, y=None):
+    numpyro, dist = import_module("numpyro"), import_module("numpyro.distributions")
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", len(labels)):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def constant_rows(num_groups=3, y=None):
+    numpyro, dist = import_module("numpyro"), import_module("numpyro.distributions")
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", num_groups):
+        scale = import_module("jax.numpy").ones(4)[:num_groups]
+        numpyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+# What is wrong with a model, and the words that say so.
+PROBLEMS_OF_PADDING = {
+    shrinking_scale: "site 'theta': changes when plates .'groups'. are padded",
+    size_of_its_own: "plate 'groups': its size does not follow from the declared arguments",
+    constant_rows: "the model cannot run with plates .'groups'. padded",
+}
+
+
+@pytest.mark.parametrize("model", PROBLEMS_OF_PADDING)
+def test_models_that_cannot_be_padded(host, monkeypatch, model):
+    message = PROBLEMS_OF_PADDING[model]
+    objective = host.package.NPE(8, model_args=sampler_of_sizes(3, 4))
+    declared = {} if model is size_of_its_own else {"sizes": {"num_groups": "groups"}}
+    if model is size_of_its_own:
+        objective = host.package.NPE(8, model_args=lambda key: unsized(sampler_of_sizes(3, 4)(key)))
+
+    def fit(how):
+        guide = small_guide(host, model, **declared)
+        return host.fit(model, guide, objective, num_steps=6 if how == "never" else 1, padding=how)
+
+    with pytest.raises(ValueError, match=f"padding='always': {message}"):
+        fit("always")
+    with pytest.warns(UserWarning, match=f"{message}.*compiled by itself"):
+        fit("auto")
+    if model is shrinking_scale:
+        seen = count_traces(monkeypatch, host)
+        fit("never")  # warnings are errors
+        assert sorted(seen) == [3, 4]
+
+
+def unsized(arguments):
+    """A size as the length of something that nothing is declared about."""
+    return {"labels": ("group",) * arguments["num_groups"]}
+
+
+def test_a_rule_of_missing_values_sees_no_padded_shape(host):
+    model = host.models.rows_of_any_number
+    guide = host.guide(model, observed="y", sizes={"num_rows": "rows"}, missing="y")
+    objective = host.package.NPE(
+        8,
+        model_args=lambda key: {"num_rows": 3 + int(import_module("jax").random.bits(key)) % 2},
+        missing=lambda rng_key, site, shape: np.arange(shape[-1]) > 1,
+    )
+    with pytest.raises(ValueError, match="missing: a function of the shape would see the padded"):
+        host.fit(model, guide, objective, num_steps=1, padding="always")
+
+
+def test_padding_is_a_closed_choice(host):
+    model = host.models.conjugate_normal
+    guide = host.guide(model, observed="x")
+    with pytest.raises(ValueError, match="padding: expected 'auto', 'always' or 'never'"):
+        host.fit(model, guide, host.package.NPE(8), num_steps=1, padding="sometimes")
