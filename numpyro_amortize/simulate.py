@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from numpyro_amortize.compiler import check_compiler
 from numpyro_amortize.tracing import location_scale, log_densities, run_model, site_values
 
 
@@ -220,6 +221,7 @@ def simulate(
     """
     if num_simulations < 1:
         raise ValueError(f"num_simulations: expected at least 1, got {num_simulations}")
+    check_compiler()
     kwargs = dict(kwargs or {})
     key = jax.random.key(0) if rng_key is None else rng_key
     if method != "loop":

@@ -14,6 +14,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
+from numpyro_amortize.compiler import check_compiler
 from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
 from numpyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
@@ -168,6 +169,7 @@ class AmortizedGuide:
 
     def build(self, structure: ModelStructure, standardisation: Standardisation) -> None:
         """Build the networks from a structure and constants; `setup` and `load` end here."""
+        check_compiler()
         embeddings, densities = self.specifications(structure)
         chain = build_chain(structure, embeddings, densities, jax.random.key(0))
         arrays, self._static = eqx.partition(chain, eqx.is_array)

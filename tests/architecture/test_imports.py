@@ -31,6 +31,7 @@ LAYERS = (
         "networks",
         "history",
         "padding",
+        "compiler",
     },
     {"densities", "embeddings"},
     {"guides", "objectives", "handlers"},

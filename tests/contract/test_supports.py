@@ -68,15 +68,22 @@ PARTS = {
 }
 
 
+def on_both_hosts(kinds):
+    """Each backend with each of these supports that it has."""
+    pairs = [
+        pytest.param(backend, kind)
+        for backend in ("pyro", "numpyro")
+        for kind in kinds
+        if backend == "numpyro" or kind not in ONLY_NUMPYRO
+    ]
+    return pytest.mark.parametrize(("backend", "kind"), pairs, indirect=["backend"])
+
+
 def make(host, kind):
-    if host.name == "pyro" and kind in ONLY_NUMPYRO:
-        pytest.skip("Pyro has no such constraint")
     return host.module("supports").Support(kind, *PARTS.get(kind, ()))
 
 
 def model_of(host, kind):
-    if host.name == "pyro" and kind in ONLY_NUMPYRO:
-        pytest.skip("Pyro has no such constraint")
     return host.models.with_support(kind)
 
 
@@ -86,7 +93,7 @@ def points(kind, num=5):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("single", 1e-5), ("double", 1e-10)])
-@pytest.mark.parametrize("kind", sorted(EVENTS))
+@on_both_hosts(sorted(EVENTS))
 def test_round_trip(host, kind, precision, tolerance):
     def check():
         shape, size, _ = EVENTS[kind]
@@ -112,7 +119,7 @@ def test_round_trip(host, kind, precision, tolerance):
             check()
 
 
-@pytest.mark.parametrize("kind", sorted(EVENTS))
+@on_both_hosts(sorted(EVENTS))
 def test_log_determinant_is_that_of_the_automatic_jacobian(host, kind):
     shape, size, free = EVENTS[kind]
     with host.double_precision():
@@ -179,7 +186,7 @@ def test_any_angle_of_a_turn_is_the_same_point(host):
     np.testing.assert_allclose(np.asarray(first), np.asarray(second), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@on_both_hosts(KINDS)
 def test_support_is_read_from_a_distribution_and_survives_a_file(host, kind):
     model_of(host, kind)
     support = host.module("supports").site_support(host.models.SUPPORTS[kind]())
@@ -209,7 +216,7 @@ def test_cut_of_a_circle_is_opposite_to_a_direction_that_all_elements_share(host
     assert centres == {"mean": 0.3, "angle": None, "axis": (0.0, 0.8944, 0.4472)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@on_both_hosts(KINDS)
 def test_densities_of_the_host_have_the_measure_of_the_log_determinant(host, kind):
     """`E [p(f(t)) |det f'(t)| / r(t)] = 1` for `t` from a wide Student distribution `r`."""
     from scipy.stats import multivariate_t

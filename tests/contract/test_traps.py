@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.backends import num_distinct
+from tests.conftest import require
 
 
 def test_trap_1_every_draw_is_distinct(host):
@@ -176,3 +177,18 @@ def test_trap_11_k_hat_looks_at_the_large_weights(host):
     posterior_mean = 20 * 0.5 / 21
     near = np.abs(z - posterior_mean) < 0.1
     assert found.log_weights[near].mean() > found.log_weights[~near].mean() + 1
+
+
+def test_a_compiler_that_gives_wrong_sums_is_refused(monkeypatch):
+    """jaxlib 0.10.2 does, from element 32,769 of an array on."""
+    require("numpyro")
+    import jax
+
+    from numpyro_amortize.compiler import check_compiler
+
+    check_compiler.cache_clear()
+    check_compiler()
+    check_compiler.cache_clear()
+    monkeypatch.setattr(jax, "jit", lambda function: lambda *args: function(*args).at[1999].add(1))
+    with pytest.raises(RuntimeError, match="its compiler gives wrong results on this machine"):
+        check_compiler()
