@@ -73,7 +73,10 @@ class NumPyroHost:
 
         def sampler(rng_key):
             seed = int(self._jax.random.bits(rng_key))
-            return tuple(self.array(value) for value in draw(np.random.default_rng(seed)))
+            return tuple(
+                self.array(value) if isinstance(value, np.ndarray) else value
+                for value in draw(np.random.default_rng(seed))
+            )
 
         return sampler
 
@@ -247,7 +250,10 @@ class PyroHost:
 
         def sampler():
             seed = int(self._torch.randint(2**31, ()))
-            return tuple(self.array(value) for value in draw(np.random.default_rng(seed)))
+            return tuple(
+                self.array(value) if isinstance(value, np.ndarray) else value
+                for value in draw(np.random.default_rng(seed))
+            )
 
         return sampler
 

@@ -12,6 +12,8 @@ CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# jaxlib 0.10.1 warns at every piece of code from that cache of a "feature" that is a preference.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import importlib
 import importlib.util

@@ -102,10 +102,10 @@ def beta_binomial(k=None):
     numpyro.sample("k", dist.Binomial(_BETA.total, p), obs=k)
 
 
-def normal_unknown_scale(x=None):
+def normal_unknown_scale(x=None, num_rows=_SCALE.num_rows):
     sigma2 = numpyro.sample("sigma2", dist.InverseGamma(_SCALE.shape, _SCALE.rate))
     mu = numpyro.sample("mu", dist.Normal(0.0, jnp.sqrt(sigma2 / _SCALE.kappa)))
-    with numpyro.plate("rows", _SCALE.num_rows, dim=-1):
+    with numpyro.plate("rows", num_rows, dim=-1):
         numpyro.sample("x", dist.Normal(mu, jnp.sqrt(sigma2)), obs=x)
 
 
@@ -536,6 +536,14 @@ def grouped_normal(group, num_groups, y=None):
         theta = numpyro.sample("theta", dist.Normal(mu, tau))
     with numpyro.plate("rows", len(group)):
         numpyro.sample("y", dist.Normal(theta[group], _GROUPED.noise), obs=y)
+
+
+def normals_of_any_number(num_groups, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = numpyro.sample("tau", dist.HalfNormal(1.0))
+    with numpyro.plate("groups", num_groups, dim=-1):
+        theta = numpyro.sample("theta", dist.Normal(mu, tau))
+        numpyro.sample("y", dist.Normal(theta, _GROUPED.noise), obs=y)
 
 
 def three_levels(class_of, school_of, num_classes, num_schools, y=None):

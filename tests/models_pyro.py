@@ -103,10 +103,10 @@ def beta_binomial(k=None):
     pyro.sample("k", dist.Binomial(_BETA.total, p), obs=k)
 
 
-def normal_unknown_scale(x=None):
+def normal_unknown_scale(x=None, num_rows=_SCALE.num_rows):
     sigma2 = pyro.sample("sigma2", dist.InverseGamma(_SCALE.shape, _SCALE.rate))
     mu = pyro.sample("mu", dist.Normal(0.0, torch.sqrt(sigma2 / _SCALE.kappa)))
-    with pyro.plate("rows", _SCALE.num_rows, dim=-1):
+    with pyro.plate("rows", num_rows, dim=-1):
         pyro.sample("x", dist.Normal(mu, torch.sqrt(sigma2)), obs=x)
 
 
@@ -539,6 +539,14 @@ def grouped_normal(group, num_groups, y=None):
         theta = pyro.sample("theta", dist.Normal(mu, tau))
     with pyro.plate("rows", len(group)):
         pyro.sample("y", dist.Normal(theta[..., group], _GROUPED.noise), obs=y)
+
+
+def normals_of_any_number(num_groups, y=None):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = pyro.sample("tau", dist.HalfNormal(1.0))
+    with pyro.plate("groups", num_groups, dim=-1):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, _GROUPED.noise), obs=y)
 
 
 def three_levels(class_of, school_of, num_classes, num_schools, y=None):
