@@ -258,6 +258,29 @@ def missing_problems(
     return problems
 
 
+def missing_parent_problems(
+    incomplete: Sequence[str], dependencies: Mapping[str, set[str]]
+) -> list[str]:
+    """Observed sites on which others depend, so that a missing value would not drop out.
+
+    Args:
+        incomplete: Observed sites of which values may be missing.
+        dependencies: For each site of the model the sites its distribution reads.
+
+    Returns:
+        One message per site.
+    """
+    problems = []
+    for name in incomplete:
+        children = sorted(child for child, parents in dependencies.items() if name in parents)
+        if children:
+            problems.append(
+                f"site '{name}': may have no data, but sites {children} depend on it, so that it "
+                "would have to be integrated out. Make it a latent that another site observes"
+            )
+    return problems
+
+
 def with_nothing_missing(
     model: Callable[..., Any],
     args: tuple[Any, ...],

@@ -20,7 +20,7 @@ from amortize_diagnostics import (
     resample,
 )
 from numpyro_amortize.guides import AmortizedGuide
-from numpyro_amortize.guides.call import CallValues
+from numpyro_amortize.guides.call import CallValues, model_at
 from numpyro_amortize.layout import align, natural
 from numpyro_amortize.levels import pooling_levels
 from numpyro_amortize.missing import log_joint_of_present
@@ -151,7 +151,8 @@ def _draw(
 
         def one_local(own: Array) -> tuple[dict[str, Array], Array, Array]:
             latents, log_q = guide.draw(params, *call, data, given=fixed, rng_key=own)
-            log_p = log_joint_of_present(guide.model, structure, *call, latents, data, 0)
+            model = model_at(guide.model, params)
+            log_p = log_joint_of_present(model, structure, *call, latents, data, 0)
             weights = [
                 split_density(structure, name, density, shared, own_call)
                 for name, density in [*log_p.items(), *((n, -d) for n, d in log_q.items())]

@@ -17,6 +17,7 @@ from amortize_diagnostics import to_datatree
 from numpyro_amortize.densities import AnyDensity
 from numpyro_amortize.embeddings import Embedding
 from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.guides.call import model_at
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from numpyro_amortize.layout import align
@@ -239,9 +240,7 @@ class Posterior:
         Returns:
             Shape `(num_samples, [num_datasets])`, in nats, constrained space.
         """
-        densities = self._site_densities(latents)
-        batch = 1 + self._batch_dims
-        return _total(densities.values(), batch)
+        return _total(self._site_densities(latents).values(), 1 + self._batch_dims)
 
     def importance_sample(
         self,
@@ -325,9 +324,8 @@ class Posterior:
         densities = self._site_densities(draws)
         predictive = self._predict(draws, keys[1])
         args, kwargs = self._call
-        prior = simulate(
-            self._amortized.model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]
-        ).sites
+        model = model_at(self._amortized.guide.model, self._amortized.params)
+        prior = simulate(model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]).sites
         structure = self._structure
         observed = [site.name for site in structure.observed]
         own = [site.name for site in (*structure.latents, *structure.deterministic)]
@@ -371,6 +369,7 @@ class Posterior:
         latents = self._latents(latents)
         return _joint(
             self._amortized.guide,
+            self._amortized.params,
             self._call,
             latents,
             self._repeated(latents),
@@ -382,16 +381,17 @@ class Posterior:
         if not names:
             return {}
         sites = self._latents(latents)
-        args, kwargs = self._call
-        model, data = self._amortized.model, self._repeated(sites)
-        values = sites | fill_missing_values(model, self._structure, args, kwargs, data)
-        key = jax.random.key(0)  # nothing is left to draw
-        found = _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+        model, data = self._amortized.guide.model, self._repeated(sites)
+        values = sites | fill_missing_values(model, self._structure, *self._call, data)
+        found = self._replay(values, jax.random.key(0))  # nothing is left to draw
         return {name: found[name] for name in names}
 
     def _predict(self, latents: Mapping[str, Any], key: Array) -> dict[str, Array]:
-        values = self._latents(latents)
-        return _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+        return self._replay(self._latents(latents), key)
+
+    def _replay(self, values: Mapping[str, Any], key: Array) -> dict[str, Array]:
+        guide, params = self._amortized.guide, self._amortized.params
+        return _replayed(guide, params, self._call, values, 1 + self._batch_dims, key)
 
     def _export(
         self,
@@ -476,22 +476,24 @@ def _total(parts: Iterable[Array], batch_dims: int) -> Array:
 @eqx.filter_jit
 def _joint(
     guide: AmortizedGuide,
+    params: Mapping[str, Any],
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
     latents: Mapping[str, Array],
     observations: Mapping[str, Array],
     batch_dims: int,
 ) -> dict[str, Array]:
     return log_joint_of_present(
-        guide.model, guide.structure, *call, latents, observations, batch_dims
+        model_at(guide.model, params), guide.structure, *call, latents, observations, batch_dims
     )
 
 
 @eqx.filter_jit
-def _replay(
-    model: Callable[..., Any],
+def _replayed(
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
     values: Mapping[str, Array],
     batch_dims: int,
     rng_key: Array,
 ) -> dict[str, Array]:
-    return replay(model, *call, values, batch_dims, rng_key)
+    return replay(model_at(guide.model, params), *call, values, batch_dims, rng_key)

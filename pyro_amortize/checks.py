@@ -14,6 +14,8 @@ from pyro_amortize.arguments import bound_arguments, given_arguments, is_array
 from pyro_amortize.levels import GroupInfo
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import (
+    deterministic_values,
+    is_computed,
     is_factor,
     is_hidden,
     log_densities,
@@ -49,7 +51,7 @@ def read_data(
         if site["type"] == "sample"
         and site["is_observed"]
         and name not in (rows or {})
-        and not site["infer"].get("_deterministic")
+        and not is_computed(site)
         and not is_factor(site)
     }
 
@@ -84,14 +86,14 @@ def argument_problems(
     for name, value in bound.arguments.items():
         if name in inputs or not is_array(value):
             continue
-        changed = dict(bound.arguments) | {name: _perturbed(value)}
+        changed = dict(bound.arguments) | {name: perturbed(value)}
         call = inspect.BoundArguments(bound.signature, changed)
         again = _simulated(model, call.args, call.kwargs)
-        moved = sorted(site for site in simulated if not _same(simulated[site], again[site]))
+        moved = sorted(site for site in simulated if not is_same(simulated[site], again[site]))
         if not moved:
             continue
         new_data = read_data(model, call.args, call.kwargs)
-        if any(site in data and not _same(data[site], new_data[site]) for site in observed):
+        if any(site in data and not is_same(data[site], new_data[site]) for site in observed):
             problems.append(
                 f"argument '{name}': the model reads this data while it simulates (sites "
                 f"{moved} change with it). Write the model so that later values come from its "
@@ -124,16 +126,17 @@ class PlateCheck:
         kwargs: Mapping[str, Any],
         structure: ModelStructure,
     ) -> None:
-        self._model, self._structure = model, structure
+        self._model, self._structure, self._call = model, structure, (args, kwargs)
         self._bound = bound_arguments(model, args, kwargs)
         with torch.no_grad(), seeded(_SEED):
             trace = run_model(model, args, kwargs)
         self._values = {
             name: site["value"]
             for name, site in trace.items()
-            if site["type"] == "sample" and not is_factor(site)
+            if site["type"] == "sample" and not is_factor(site) and name not in structure.constants
         }
         self._base = log_densities(trace)
+        self._computed = deterministic_values(trace)
         self._axes = {name: _plate_axes(trace[name]) for name in self._base}
 
     def problems(self) -> list[str]:
@@ -217,6 +220,19 @@ class PlateCheck:
                     "site"
                 )
         return found
+
+    def noise_problems(self) -> list[str]:
+        """Sites whose densities or values change from run to run at the same draws."""
+        with torch.no_grad(), seeded(_SEED + 1):
+            trace = run_model(self._model, *self._call, values=self._values)
+        again = {**log_densities(trace), **deterministic_values(trace)}
+        return [
+            f"site '{name}': changes from run to run although all sites keep their values, so that "
+            "something random is hidden from the guide. Take the site that is drawn out of "
+            "block(...), or draw it with a sample statement"
+            for name, value in {**self._base, **self._computed}.items()
+            if not _close(value, again[name])
+        ]
 
     def mixing_plates(self) -> set[str]:
         """Plates along which data or inputs of one element enter the densities of others."""
@@ -331,16 +347,18 @@ def _spread(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     return value.expand(shape) if fits else value
 
 
-def _perturbed(value: Tensor) -> Tensor:
+def perturbed(value: Tensor) -> Tensor:
+    """An array like another with other values, which stay in the range of an index."""
     if value.is_floating_point():
         filled = torch.nan_to_num(value)
         return filled * 1.1 if torch.any(filled != 0) else filled + 0.1
     if value.dtype == torch.bool:
         return ~value
-    return value.min() + value.max() - value  # stays in the range of an index
+    return value.min() + value.max() - value
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two arrays are equal, NaN and all."""
     return first.shape == second.shape and torch.equal(
         torch.nan_to_num(first), torch.nan_to_num(second)
     )

@@ -13,10 +13,20 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 
+from numpyro_amortize.alternatives import ObservedSites, read_observed
 from numpyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
 from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
-from numpyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
+from numpyro_amortize.guides.call import (
+    PARAMS,
+    STANDARDISATION,
+    CallValues,
+    check_call,
+    host_params,
+    model_at,
+    read_call,
+    read_observations,
+)
 from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
 from numpyro_amortize.guides.host_plates import HostPlates
 from numpyro_amortize.guides.specifications import (
@@ -30,9 +40,7 @@ from numpyro_amortize.reading import Parents, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
-
-PARAMS = "amortized$params"
-STANDARDISATION = "amortized$standardisation"
+from numpyro_amortize.tracing import keep_fixed
 
 
 class AmortizedGuide:
@@ -45,7 +53,8 @@ class AmortizedGuide:
 
     Args:
         model: A NumPyro model, unchanged.
-        observed: Name or names of the sites that carry data.
+        observed: Name or names of the sites that carry data; or alternatives, as
+            `[("y",), ("y", "w")]`, for a guide that answers for each of these sets of sites.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
             dimensions, or `{argument: None}` for one without a plate.
         groups: Index vectors, as `county` in `a[county]`: `{argument: (plate it points into,
@@ -82,7 +91,7 @@ class AmortizedGuide:
         self,
         model: Callable[..., Any],
         *,
-        observed: str | Sequence[str],
+        observed: ObservedSites,
         inputs: InputPlates | None = None,
         groups: IndexPlates | None = None,
         sizes: Mapping[str, str] | None = None,
@@ -92,7 +101,7 @@ class AmortizedGuide:
         parents: Parents = "auto",
     ) -> None:
         self.model = model
-        self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        self.observed, self.alternatives = read_observed(observed)
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
@@ -160,10 +169,12 @@ class AmortizedGuide:
             sizes=self.sizes,
             groups=self.groups,
             missing=self.missing,
+            alternatives=self.alternatives,
             parents=self._parents,
         )
+        model = keep_fixed(self.model, structure.constants)
         self.setup_call = (args, kwargs)
-        self.build(structure, measure(self.model, structure, calls))
+        self.build(structure, measure(model, structure, calls))
         return self
 
     def build(self, structure: ModelStructure, standardisation: Standardisation) -> None:
@@ -174,6 +185,7 @@ class AmortizedGuide:
         paths, self._treedef = jax.tree_util.tree_flatten_with_path(arrays)
         self._names = [_dotted(path) for path, _ in paths]
         self._structure = structure
+        self.model = keep_fixed(self.model, structure.constants)
         self._init_params = {
             PARAMS: dict(zip(self._names, (leaf for _, leaf in paths), strict=True)),
             # Read relative to its first entry: decoupled weight decay of a stock optimiser
@@ -234,6 +246,7 @@ class AmortizedGuide:
         plates = HostPlates(self.model, self.structure, args, kwargs)
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         params = {name: numpyro.param(name, value) for name, value in self._init_params.items()}
+        params |= host_params(self.model, self.structure, args, kwargs)
         plates.open(self.call_values(args, kwargs, found).sizes)
         return self._run(params, args, kwargs, found, 0, plates.sample)
 
@@ -346,7 +359,7 @@ class AmortizedGuide:
         known = conditionals or {}
         packed = {
             site.name: self._conditional(
-                site, args, kwargs, latents, batch_dims, known.get(site.name)
+                site, params, args, kwargs, latents, batch_dims, known.get(site.name)
             )
             for site in self.structure.latents
             if site.is_conditional
@@ -432,7 +445,7 @@ class AmortizedGuide:
         for site in self.structure.latents:
             conditionals: Conditionals = {}
             if site.is_conditional:
-                own = self._conditional(site, args, kwargs, latents, batch_dims)
+                own = self._conditional(site, params, args, kwargs, latents, batch_dims)
                 conditionals = {site.name: own}
             distribution = chain.distribution(
                 site, standardisation, contexts, features, conditionals
@@ -462,6 +475,7 @@ class AmortizedGuide:
     def _conditional(
         self,
         site: SiteInfo,
+        params: Mapping[str, Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         latents: Mapping[str, Array],
@@ -471,7 +485,7 @@ class AmortizedGuide:
         if known is None:
             parents = {other: latents[other] for other in latents if other != site.name}
             known = conditional_location_scale(
-                self.model, args, kwargs, site.name, parents, batch_dims
+                model_at(self.model, params), args, kwargs, site.name, parents, batch_dims
             )
         return pack_moments(self.structure, site, known, batch_dims)
 

@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpyro
 from jax import Array
+from numpyro import handlers
 
 from numpyro_amortize.arguments import (
     bound_arguments,
@@ -20,7 +23,10 @@ from numpyro_amortize.checks import read_data
 from numpyro_amortize.missing import mark_missing
 from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
-from numpyro_amortize.tracing import plate_sizes, subsample_sizes
+from numpyro_amortize.tracing import plate_sizes, run_model, subsample_sizes
+
+PARAMS = "amortized$params"
+STANDARDISATION = "amortized$standardisation"
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,10 @@ def read_observations(
                     "data, with a plate that is not subsampled"
                 )
     found = read_data(model, args, kwargs, rows) if given is None else given
-    checked = check_observations(structure, found, batch_dims)
+    found = {name: value for name, value in found.items() if name not in structure.constants}
+    absent = [name for name in structure.optional if found.get(name) is None]
+    own_sizes = plate_sizes(model, args, kwargs) if absent else {}
+    checked = check_observations(structure, found, batch_dims, own_sizes)
     return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
 
 
@@ -146,3 +155,46 @@ def read_call(
         sizes=sizes,
         factors=factors,
     )
+
+
+def model_at(model: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
+    """The model with its own parameters at given values.
+
+    Args:
+        model: The user's model.
+        params: Parameters by name, those of the guide among them.
+
+    Returns:
+        The model itself if it has none.
+    """
+    own = {name: params[name] for name in params.keys() - {PARAMS, STANDARDISATION}}
+    return handlers.substitute(model, data=own) if own else model
+
+
+def host_params(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The model's own parameters at the host's values, where a guide runs its model.
+
+    Such runs are hidden from the host, so the parameters are stated once more in the guide.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        Values by name; none if no latent is standardised by the model.
+    """
+    if not any(site.is_conditional for site in structure.latents):
+        return {}
+    trace = run_model(model, args, kwargs, jax.random.key(0))
+    return {
+        name: numpyro.param(name, site["value"], **site["kwargs"])
+        for name, site in trace.items()
+        if site["type"] == "param"
+    }

@@ -100,7 +100,10 @@ def read_observations(
     found = given
     if found is None:
         found = _read_call_data(model, structure, args, kwargs, rows)
-    checked = check_observations(structure, found, batch_dims)
+    found = {name: value for name, value in found.items() if name not in structure.constants}
+    absent = [name for name in structure.optional if found.get(name) is None]
+    own_sizes = plate_sizes(model, args, kwargs) if absent else {}
+    checked = check_observations(structure, found, batch_dims, own_sizes)
     return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
 
 
