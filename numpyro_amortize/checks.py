@@ -30,29 +30,41 @@ def read_data(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    rows: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Values that the model observes when it is called with these arguments, by site.
+    """Values that the model observes when it is called with these arguments, by site."""
+    return read_data_and_sizes(model, args, kwargs)[0]
+
+
+def read_data_and_sizes(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rows: Mapping[str, Array] | None = None,
+) -> tuple[dict[str, Array], dict[str, int]]:
+    """What the model observes when it is called with these arguments, and its plates.
 
     Args:
         model: The user's model.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
         rows: For each subsampled plate the indices of the rows to look at; drawn if None.
+
+    Returns:
+        Values by site, and the number of rows of every plate.
     """
     with handlers.block():
         seeded = handlers.seed(model, jax.random.key(_KEY))
         if rows:
             seeded = handlers.substitute(seeded, data=dict(rows))
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-    return {
+    sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+    data = {
         name: _spread(jnp.asarray(site["value"]), site["fn"].shape())
-        for name, site in trace.items()
-        if site["type"] == "sample"
-        and site["is_observed"]
-        and site["value"] is not None
-        and not is_factor(site)
+        for name, site in sites.items()
+        if site["is_observed"] and site["value"] is not None and not is_factor(site)
     }
+    frames = [frame for site in sites.values() for frame in site["cond_indep_stack"]]
+    return data, {frame.name: frame.size for frame in frames}
 
 
 def argument_problems(

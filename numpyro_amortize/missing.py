@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from numpyro_amortize.arguments import mask_shape_problem
 from numpyro_amortize.simulate import joint_log_densities
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import run_model
@@ -26,11 +27,18 @@ def mark_missing(
 
     Returns:
         The data; sites without masks as they are.
+
+    Raises:
+        ValueError: If a mask does not fit the data of its site.
     """
     marked = dict(observations)
     for info in structure.missing:
         mask = arguments.get(info.argument) if info.argument else None
         if mask is not None:
+            shape = is_present(structure, info.site, marked[info.site]).shape
+            problem = mask_shape_problem(info, mask, shape)
+            if problem:
+                raise ValueError(problem)
             marked[info.site] = hide(structure, info.site, marked[info.site], ~jnp.asarray(mask))
     return marked
 

@@ -20,6 +20,8 @@ from numpyro_amortize.arguments import (
     bound_arguments,
     group_problems,
     index_argument_problems,
+    mask_shape_problem,
+    masks_named,
     missing_infos,
     missing_parent_problems,
     missing_problems,
@@ -32,7 +34,7 @@ from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
-from numpyro_amortize.sites import site_problems
+from numpyro_amortize.sites import name_problems, site_problems
 from numpyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
 from numpyro_amortize.supports import SUPPORTED, Support, read_support, site_support
 from numpyro_amortize.tracing import (
@@ -93,6 +95,10 @@ def read_structure(
         raise _report(problems)
     masked_call = args, kwargs
     args, kwargs = with_nothing_missing(model, args, kwargs, absent)
+    with masks_named(arguments, absent):
+        problems += name_problems(_ImproperPriors(model), args, kwargs)
+    if problems:
+        raise _report(problems)
     fixed, fixed_problems = fixed_sites(_ImproperPriors(model), args, kwargs, observed)
     problems += fixed_problems
     model = keep_fixed(model, fixed)
@@ -205,6 +211,7 @@ def read_structure(
         alternatives=alternatives,
     )
     problems += missing_parent_problems(structure.incomplete, dependencies)
+    problems += _mask_shape_problems(structure, arguments)
     problems += _reach_problems(structure)
     masks = [info.argument for info in absent if info.argument]
     problems += argument_problems(model, args, kwargs, observed, (*inputs, *groups, *masks))
@@ -430,6 +437,19 @@ def _choose_parents(
     else:
         chosen = needed_parents(name, order, dependencies)
     return chosen, tuple(site for site in earlier if site not in chosen), problems
+
+
+def _mask_shape_problems(structure: ModelStructure, arguments: Mapping[str, Any]) -> list[str]:
+    """Masks of a call that do not fit the plates of their sites."""
+    found = []
+    for info in structure.missing:
+        mask = arguments.get(info.argument) if info.argument else None
+        plates = [structure.plates[name] for name in structure.site(info.site).plates]
+        shape = [1] * max((-plate.dim for plate in plates), default=0)
+        for plate in plates:
+            shape[plate.dim] = plate.size
+        found.append(None if mask is None else mask_shape_problem(info, mask, shape))
+    return [problem for problem in found if problem]
 
 
 def _reach_problems(structure: ModelStructure) -> list[str]:

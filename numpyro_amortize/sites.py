@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from numpyro import handlers
+from numpyro.primitives import Messenger
 
-from numpyro_amortize.tracing import Trace, is_masked
+from numpyro_amortize.tracing import Trace, free_data, is_masked
+
+
+class _Names(Messenger):
+    """Counts the sample statements of each name; the host stops at the second."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        super().__init__(fn)
+        self.counts: Counter[str] = Counter()
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample":
+            self.counts[msg["name"]] += 1
+
+
+def name_problems(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Names that several sites of a model share, which it cannot be traced with.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of one call.
+        kwargs: Keyword arguments of one call.
+
+    Returns:
+        One message per name.
+    """
+    names = _Names(free_data(handlers.seed(model, jax.random.key(0))))
+    with handlers.block():
+        names(*args, **kwargs)
+    return [
+        f"site '{name}': {count} sites of the model have this name. Give each its own"
+        for name, count in names.counts.items()
+        if count > 1
+    ]
 
 
 def site_problems(

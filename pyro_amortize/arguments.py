@@ -300,6 +300,27 @@ def missing_parent_problems(
     return problems
 
 
+def mask_shape_problem(info: MissingInfo, mask: Any, shape: Sequence[int]) -> str | None:
+    """What is wrong with the shape of a mask, or None.
+
+    Args:
+        info: The declaration.
+        mask: The argument.
+        shape: Shape of the site without its events.
+
+    Returns:
+        The problem in words.
+    """
+    own = tuple(mask.shape)
+    tail = zip(reversed(own), reversed(shape), strict=False)
+    if len(own) <= len(shape) and all(size in (1, of_site) for size, of_site in tail):
+        return None
+    return (
+        f"missing '{info.argument}': expected shape {tuple(shape)}, that of site '{info.site}' "
+        f"without its events, got shape {own}"
+    )
+
+
 def with_nothing_missing(
     model: Callable[..., Any],
     args: tuple[Any, ...],

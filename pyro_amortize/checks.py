@@ -31,29 +31,43 @@ def read_data(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    rows: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Values that the model observes when it is called with these arguments, by site.
+    """Values that the model observes when it is called with these arguments, by site."""
+    return read_data_and_sizes(model, args, kwargs)[0]
+
+
+def read_data_and_sizes(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rows: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """What the model observes when it is called with these arguments, and its plates.
 
     Args:
         model: The user's model.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
         rows: For each subsampled plate the indices of the rows to look at; drawn if None.
+
+    Returns:
+        Values by site, and the number of rows of every plate.
     """
     if rows:
         model = poutine.condition(model, data=dict(rows))
     with poutine.block(), torch.no_grad(), seeded(_SEED):
         nodes: Mapping[str, Any] = poutine.trace(model).get_trace(*args, **kwargs).nodes
-    return {
+    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    data = {
         name: _spread(torch.as_tensor(site["value"]), tuple(site["fn"].shape()))
-        for name, site in nodes.items()
-        if site["type"] == "sample"
-        and site["is_observed"]
+        for name, site in sites.items()
+        if site["is_observed"]
         and name not in (rows or {})
         and not is_computed(site)
         and not is_factor(site)
     }
+    frames = [frame for site in sites.values() for frame in site["cond_indep_stack"]]
+    return data, {frame.name: frame.size for frame in frames if frame.vectorized}
 
 
 def argument_problems(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_amortize.arguments import mask_shape_problem
 from pyro_amortize.simulate import joint_log_densities
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import run_model, seeded
@@ -25,11 +26,18 @@ def mark_missing(
 
     Returns:
         The data; sites without masks as they are.
+
+    Raises:
+        ValueError: If a mask does not fit the data of its site.
     """
     marked = dict(observations)
     for info in structure.missing:
         mask = arguments.get(info.argument) if info.argument else None
         if mask is not None:
+            shape = is_present(structure, info.site, marked[info.site]).shape
+            problem = mask_shape_problem(info, mask, shape)
+            if problem:
+                raise ValueError(problem)
             marked[info.site] = hide(structure, info.site, marked[info.site], ~mask)
     return marked
 

@@ -25,15 +25,15 @@ def check_observations(
         structure: The structure of the model.
         observations: Data by site, shape `(*batch, *plates, *event)`.
         batch_dims: Number of leading axes of data sets.
-        own_sizes: Plate sizes of the model's call, for sites without data.
+        own_sizes: Plate sizes of the model's call, as far as they are known.
 
     Returns:
         The values; NaN at sites without data, where the guide is made for that.
 
     Raises:
-        ValueError: If a site has no data, unknown sites are given, shapes do not fit, sizes
-            of one plate disagree, values are not finite, or other sites carry data than those
-            of one alternative.
+        ValueError: If a site has no data, unknown sites are given, shapes do not fit, sizes of
+            one plate disagree with each other or with the call, values are not finite, or
+            other sites carry data than those of one alternative.
         TypeError: If values are not real numbers.
     """
     names = [site.name for site in structure.observed]
@@ -51,6 +51,13 @@ def check_observations(
             raise ValueError(
                 f"observed site '{site.name}': no data in this call. Pass them in the model's "
                 "own argument, or bind them: guide.bind({...})"
+            )
+    for plate, size in (own_sizes or {}).items():
+        if sizes.get(plate, size) != size:
+            raise ValueError(
+                f"plate '{plate}': has {size} elements in this call of the model, but the data "
+                f"have {sizes[plate]} along it. Pass data of that size, or the argument that sets "
+                "the size too"
             )
     if structure.alternatives:
         check_alternatives(structure, checked, batch_dims)

@@ -20,6 +20,7 @@ from pyro_amortize.arguments import (
     bound_arguments,
     group_problems,
     index_argument_problems,
+    mask_shape_problem,
     missing_infos,
     missing_parent_problems,
     missing_problems,
@@ -32,7 +33,7 @@ from pyro_amortize.discrete import range_problems, with_labels
 from pyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
 from pyro_amortize.levels import GroupInfo, closure
 from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
-from pyro_amortize.sites import site_problems
+from pyro_amortize.sites import name_problems, site_problems
 from pyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
 from pyro_amortize.supports import SUPPORTED, Support, read_support, site_support
 from pyro_amortize.tracing import (
@@ -95,6 +96,9 @@ def read_structure(
     masked_call = args, kwargs
     args, kwargs = with_nothing_missing(model, args, kwargs, absent)
     proper = _ImproperPriors()
+    problems += name_problems(proper(model), args, kwargs)
+    if problems:
+        raise _report(problems)
     fixed, fixed_problems = fixed_sites(proper(model), args, kwargs, observed)
     problems += fixed_problems
     model = keep_fixed(model, fixed)
@@ -206,6 +210,7 @@ def read_structure(
         alternatives=alternatives,
     )
     problems += missing_parent_problems(structure.incomplete, dependencies)
+    problems += _mask_shape_problems(structure, arguments)
     problems += _reach_problems(structure)
     masks = [info.argument for info in absent if info.argument]
     problems += argument_problems(model, args, kwargs, observed, (*inputs, *groups, *masks))
@@ -426,6 +431,19 @@ def _choose_parents(
     else:
         chosen = needed_parents(name, order, dependencies)
     return chosen, tuple(site for site in earlier if site not in chosen), problems
+
+
+def _mask_shape_problems(structure: ModelStructure, arguments: Mapping[str, Any]) -> list[str]:
+    """Masks of a call that do not fit the plates of their sites."""
+    found = []
+    for info in structure.missing:
+        mask = arguments.get(info.argument) if info.argument else None
+        plates = [structure.plates[name] for name in structure.site(info.site).plates]
+        shape = [1] * max((-plate.dim for plate in plates), default=0)
+        for plate in plates:
+            shape[plate.dim] = plate.size
+        found.append(None if mask is None else mask_shape_problem(info, mask, shape))
+    return [problem for problem in found if problem]
 
 
 def _reach_problems(structure: ModelStructure) -> list[str]:

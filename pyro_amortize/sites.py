@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
 
-from pyro_amortize.tracing import Trace, is_masked
+from pyro_amortize.tracing import Trace, free_data, is_masked, seeded
+
+
+class _Names(Messenger):
+    """Counts the sample statements of each name; the host stops at the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if type(msg["fn"]).__name__ != "_Subsample":
+            self.counts[msg["name"]] += 1
+
+
+def name_problems(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """Names that several sites of a model share, which it cannot be traced with.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of one call.
+        kwargs: Keyword arguments of one call.
+
+    Returns:
+        One message per name.
+    """
+    names = _Names()
+    with poutine.block(), torch.no_grad(), seeded(0):
+        names(free_data(model))(*args, **kwargs)
+    return [
+        f"site '{name}': {count} sites of the model have this name. Give each its own"
+        for name, count in names.counts.items()
+        if count > 1
+    ]
 
 
 def site_problems(

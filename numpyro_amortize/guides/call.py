@@ -17,9 +17,10 @@ from numpyro_amortize.arguments import (
     check_indices,
     check_inputs_finite,
     index_argument_problems,
+    masks_named,
     read_settings,
 )
-from numpyro_amortize.checks import read_data
+from numpyro_amortize.checks import read_data_and_sizes
 from numpyro_amortize.missing import mark_missing
 from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
@@ -104,12 +105,19 @@ def read_observations(
                     f"{size} rows. To condition on rows that you choose, pass them as the whole "
                     "data, with a plate that is not subsampled"
                 )
-    found = read_data(model, args, kwargs, rows) if given is None else given
+    arguments = bound_arguments(model, args, kwargs).arguments
+    sizes: Mapping[str, int] = {}
+    if given is None:
+        with masks_named(arguments, structure.missing):
+            found, sizes = read_data_and_sizes(model, args, kwargs, rows)
+    else:
+        found = dict(given)
     found = {name: value for name, value in found.items() if name not in structure.constants}
     absent = [name for name in structure.optional if found.get(name) is None]
-    own_sizes = plate_sizes(model, args, kwargs) if absent else {}
-    checked = check_observations(structure, found, batch_dims, own_sizes)
-    return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
+    if given is not None and (absent or batch_dims):
+        sizes = plate_sizes(model, args, kwargs)
+    checked = check_observations(structure, found, batch_dims, sizes)
+    return mark_missing(structure, arguments, checked)
 
 
 def read_call(
