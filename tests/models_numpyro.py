@@ -241,6 +241,25 @@ class NetworkModel:
             numpyro.sample("y", dist.Normal(z + jax.vmap(net)(x[:, None])[:, 0], 0.5), obs=y)
 
 
+def six_rows_behind_a_mask(is_there, y=None):
+    """The mask does not say how many rows there are."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 6), numpyro.handlers.mask(mask=is_there):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def one_name_for_two(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    shift = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z + shift, 1.0), obs=y)
+
+
+def one_name_for_two_observed(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    numpyro.sample("y", dist.Normal(z, 2.0), obs=y)
+
+
 MIXTURE_WEIGHTS = (0.3, 0.7)
 MIXTURE_SCALE = 0.3
 

@@ -243,6 +243,25 @@ class NetworkModel:
             pyro.sample("y", dist.Normal(z + net(x[:, None])[:, 0], 0.5), obs=y)
 
 
+def six_rows_behind_a_mask(is_there, y=None):
+    """The mask does not say how many rows there are."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 6), pyro.poutine.mask(mask=is_there):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def one_name_for_two(y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    shift = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z + shift, 1.0), obs=y)
+
+
+def one_name_for_two_observed(y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    pyro.sample("y", dist.Normal(z, 2.0), obs=y)
+
+
 MIXTURE_WEIGHTS = (0.3, 0.7)
 MIXTURE_SCALE = 0.3
 
