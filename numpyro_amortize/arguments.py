@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -256,6 +257,77 @@ def missing_problems(
                 f"'{info.site}' is observed, got {found}"
             )
     return problems
+
+
+def missing_parent_problems(
+    incomplete: Sequence[str], dependencies: Mapping[str, set[str]]
+) -> list[str]:
+    """Observed sites on which others depend, so that a missing value would not drop out.
+
+    Args:
+        incomplete: Observed sites of which values may be missing.
+        dependencies: For each site of the model the sites its distribution reads.
+
+    Returns:
+        One message per site.
+    """
+    problems = []
+    for name in incomplete:
+        children = sorted(child for child, parents in dependencies.items() if name in parents)
+        if children:
+            problems.append(
+                f"site '{name}': may have no data, but sites {children} depend on it, so that it "
+                "would have to be integrated out. Make it a latent that another site observes"
+            )
+    return problems
+
+
+def mask_shape_problem(info: MissingInfo, mask: Any, shape: Sequence[int]) -> str | None:
+    """What is wrong with the shape of a mask, or None.
+
+    Args:
+        info: The declaration.
+        mask: The argument.
+        shape: Shape of the site without its events.
+
+    Returns:
+        The problem in words.
+    """
+    own = tuple(mask.shape)
+    tail = zip(reversed(own), reversed(shape), strict=False)
+    if len(own) <= len(shape) and all(size in (1, of_site) for size, of_site in tail):
+        return None
+    return (
+        f"missing '{info.argument}': expected shape {tuple(shape)}, that of site '{info.site}' "
+        f"without its events, got shape {own}"
+    )
+
+
+@contextmanager
+def masks_named(arguments: Mapping[str, Any], missing: Sequence[MissingInfo]) -> Iterator[None]:
+    """Says in an error of the model which masks it got: it fails where one does not fit.
+
+    Args:
+        arguments: The model's arguments by name.
+        missing: Sites of which values may be missing.
+
+    Raises:
+        ValueError: In place of the model's own error, if the call has a mask.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        masks = [
+            f"missing '{info.argument}': expected the shape of site '{info.site}' without its "
+            f"events, got shape {arguments[info.argument].shape}"
+            for info in missing
+            if info.argument is not None and is_array(arguments.get(info.argument))
+        ]
+        if not masks:
+            raise
+        raise ValueError(
+            f"the model fails, perhaps by its masks: {'; '.join(masks)}. Its error: {error}"
+        ) from error
 
 
 def with_nothing_missing(

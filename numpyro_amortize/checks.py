@@ -15,7 +15,13 @@ from numpyro import handlers
 from numpyro_amortize.arguments import bound_arguments, given_arguments, is_array
 from numpyro_amortize.levels import GroupInfo
 from numpyro_amortize.structure import ModelStructure
-from numpyro_amortize.tracing import is_factor, log_densities, run_model, site_values
+from numpyro_amortize.tracing import (
+    deterministic_values,
+    is_factor,
+    log_densities,
+    run_model,
+    site_values,
+)
 
 _KEY = 20260101
 
@@ -24,29 +30,41 @@ def read_data(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    rows: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
-    """Values that the model observes when it is called with these arguments, by site.
+    """Values that the model observes when it is called with these arguments, by site."""
+    return read_data_and_sizes(model, args, kwargs)[0]
+
+
+def read_data_and_sizes(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rows: Mapping[str, Array] | None = None,
+) -> tuple[dict[str, Array], dict[str, int]]:
+    """What the model observes when it is called with these arguments, and its plates.
 
     Args:
         model: The user's model.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
         rows: For each subsampled plate the indices of the rows to look at; drawn if None.
+
+    Returns:
+        Values by site, and the number of rows of every plate.
     """
     with handlers.block():
         seeded = handlers.seed(model, jax.random.key(_KEY))
         if rows:
             seeded = handlers.substitute(seeded, data=dict(rows))
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
-    return {
+    sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
+    data = {
         name: _spread(jnp.asarray(site["value"]), site["fn"].shape())
-        for name, site in trace.items()
-        if site["type"] == "sample"
-        and site["is_observed"]
-        and site["value"] is not None
-        and not is_factor(site)
+        for name, site in sites.items()
+        if site["is_observed"] and site["value"] is not None and not is_factor(site)
     }
+    frames = [frame for site in sites.values() for frame in site["cond_indep_stack"]]
+    return data, {frame.name: frame.size for frame in frames}
 
 
 def argument_problems(
@@ -80,14 +98,14 @@ def argument_problems(
     for name, value in bound.arguments.items():
         if name in inputs or not is_array(value):
             continue
-        changed = dict(bound.arguments) | {name: _perturbed(np.asarray(value))}
+        changed = dict(bound.arguments) | {name: perturbed(value)}
         call = inspect.BoundArguments(bound.signature, changed)
         again = site_values(run_model(model, call.args, call.kwargs, key))
-        moved = sorted(site for site in simulated if not _same(simulated[site], again[site]))
+        moved = sorted(site for site in simulated if not is_same(simulated[site], again[site]))
         if not moved:
             continue
         new_data = read_data(model, call.args, call.kwargs)
-        if any(site in data and not _same(data[site], new_data[site]) for site in observed):
+        if any(site in data and not is_same(data[site], new_data[site]) for site in observed):
             problems.append(
                 f"argument '{name}': the model reads this data while it simulates (sites "
                 f"{moved} change with it). Write the model so that later values come from its "
@@ -120,15 +138,16 @@ class PlateCheck:
         kwargs: Mapping[str, Any],
         structure: ModelStructure,
     ) -> None:
-        self._model, self._structure = model, structure
+        self._model, self._structure, self._call = model, structure, (args, kwargs)
         self._bound = bound_arguments(model, args, kwargs)
         trace = run_model(model, args, kwargs, jax.random.key(_KEY))
         self._values = {
             name: jnp.asarray(site["value"])
             for name, site in trace.items()
-            if site["type"] == "sample" and not is_factor(site)
+            if site["type"] == "sample" and not is_factor(site) and name not in structure.constants
         }
         self._base = log_densities(trace)
+        self._computed = deterministic_values(trace)
         self._axes = {name: _plate_axes(trace[name]) for name in self._base}
 
     def problems(self) -> list[str]:
@@ -210,6 +229,19 @@ class PlateCheck:
                     "the site"
                 )
         return found
+
+    def noise_problems(self) -> list[str]:
+        """Sites whose densities or values change from run to run at the same draws."""
+        key = jax.random.key(_KEY + 1)
+        trace = run_model(self._model, *self._call, key, values=self._values)
+        again = {**log_densities(trace), **deterministic_values(trace)}
+        return [
+            f"site '{name}': changes from run to run although all sites keep their values, so that "
+            "something random is hidden from the guide. Take the site that is drawn out of "
+            "block(...), or draw it with a sample statement"
+            for name, value in {**self._base, **self._computed}.items()
+            if not _close(value, again[name])
+        ]
 
     def mixing_plates(self) -> set[str]:
         """Plates along which data or inputs of one element enter the densities of others."""
@@ -316,16 +348,19 @@ def _spread(value: Array, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(value, shape) if fits else value
 
 
-def _perturbed(value: np.ndarray) -> Array:
+def perturbed(value: np.ndarray | Array) -> Array:
+    """An array like another with other values, which stay in the range of an index."""
+    value = np.asarray(value)
     if np.issubdtype(value.dtype, np.floating):
         filled = np.nan_to_num(value)
         return jnp.asarray(filled * 1.1 if np.any(filled) else filled + 0.1)
     if value.dtype == bool:
         return jnp.asarray(~value)
-    return jnp.asarray(value.min() + value.max() - value)  # stays in the range of an index
+    return jnp.asarray(value.min() + value.max() - value)
 
 
-def _same(first: Array, second: Array) -> bool:
+def is_same(first: Array, second: Array) -> bool:
+    """Whether two arrays are equal, NaN and all."""
     return first.shape == second.shape and bool(jnp.array_equal(first, second, equal_nan=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from numpyro_amortize.missing import fill_missing_values, log_joint_of_present
 from numpyro_amortize.padding import Call, PaddedCall
@@ -75,6 +76,7 @@ class ConditionedGuide:
         """Log densities of the model's sites, `(num_samples, [num_datasets,] *plates)`."""
         densities = _joint(
             self.guide,
+            self.params,
             self._padded.call,
             self._padded.extend(self.guide.structure, latents),
             self._repeated(self._extended, latents),
@@ -104,11 +106,12 @@ class ConditionedGuide:
         model, structure = self.guide.model, self.guide.structure
         values = {**latents, **fill_missing_values(model, structure, args, kwargs, data)}
         key = jax.random.key(0)  # nothing is left to draw
-        return _replay(model, self.call, values, 1 + self.batch_dims, key)
+        return _replay(self.guide, self.params, self.call, values, 1 + self.batch_dims, key)
 
     def predict(self, latents: Mapping[str, Array], rng_key: Array) -> dict[str, Array]:
         """All sites of the model at given latents, with new data."""
-        return _replay(self.guide.model, self.call, dict(latents), 1 + self.batch_dims, rng_key)
+        batch = 1 + self.batch_dims
+        return _replay(self.guide, self.params, self.call, dict(latents), batch, rng_key)
 
     def _repeated(
         self, observations: Mapping[str, Array], latents: Mapping[str, Array]
@@ -181,22 +184,24 @@ def total(parts: Iterable[Array], batch_dims: int) -> Array:
 @eqx.filter_jit
 def _joint(
     guide: AmortizedGuide,
+    params: Mapping[str, Any],
     call: Call,
     latents: Mapping[str, Array],
     observations: Mapping[str, Array],
     batch_dims: int,
 ) -> dict[str, Array]:
     return log_joint_of_present(
-        guide.model, guide.structure, *call, latents, observations, batch_dims
+        model_at(guide.model, params), guide.structure, *call, latents, observations, batch_dims
     )
 
 
 @eqx.filter_jit
 def _replay(
-    model: Callable[..., Any],
+    guide: AmortizedGuide,
+    params: Mapping[str, Any],
     call: Call,
     values: Mapping[str, Array],
     batch_dims: int,
     rng_key: Array,
 ) -> dict[str, Array]:
-    return replay(model, *call, values, batch_dims, rng_key)
+    return replay(model_at(guide.model, params), *call, values, batch_dims, rng_key)

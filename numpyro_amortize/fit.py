@@ -106,12 +106,15 @@ def fit(
         calls = [draw_call(each) for each in jax.random.split(argument_key, _ARGUMENT_DRAWS)]
         objective = npe = npe.for_call({})
     guide.setup_over(calls)
-    pad = _padding(model, guide, npe, calls, padding if draw_call else "never")
-    check_gradients(guide.structure, objective)
+    structure = guide.structure
+    pad = _padding(guide, npe, calls, padding if draw_call else "never")
+    check_gradients(structure, objective)
     if npe and npe.simulations is None:
-        _check_simulations(model, npe, calls[0])
+        _check_simulations(guide.model, npe, calls[0])
     step = TrainingStep(
-        model if npe or not guide.structure.missing else fill_missing(model),
+        fill_missing(model, optional=structure.optional)
+        if structure.incomplete and not npe
+        else model,
         guide,
         objective,
         calls[0],
@@ -178,7 +181,6 @@ def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) ->
 
 
 def _padding(
-    model: Callable[..., Any],
     guide: AmortizedGuide,
     objective: NPE | None,
     calls: Sequence[Call],
@@ -186,7 +188,7 @@ def _padding(
 ) -> Callable[[Call], PaddedCall]:
     """How calls are padded: along the plates whose size differs between the first of them."""
     structure = guide.structure
-    exact = CallPadding(model, structure, guide.sizes, ())
+    exact = CallPadding(guide.model, structure, guide.sizes, ())
     sizes = [exact.own_sizes(call) for call in calls]
     varying = [
         plate
@@ -195,7 +197,7 @@ def _padding(
     ]
     if padding == "never" or not varying:
         return exact.pad
-    padded = CallPadding(model, structure, guide.sizes, varying)
+    padded = CallPadding(guide.model, structure, guide.sizes, varying)
     if objective and callable(objective.missing):
         problem: str | None = "missing: a function of the shape would see the padded one"
     else:

@@ -21,6 +21,7 @@ from amortize_diagnostics import (
 )
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.call import CallValues
+from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.layout import align, natural
 from numpyro_amortize.levels import pooling_levels
 from numpyro_amortize.missing import log_joint_of_present
@@ -164,7 +165,8 @@ def _draw(
             latents, log_q = guide.draw(
                 params, *call, data, given=fixed, true_sizes=true_sizes, rng_key=own
             )
-            log_p = log_joint_of_present(guide.model, structure, *call, latents, data, 0)
+            model = model_at(guide.model, params)
+            log_p = log_joint_of_present(model, structure, *call, latents, data, 0)
             weights = [
                 split_density(structure, name, density, shared, own_call)
                 for name, density in [*log_p.items(), *((n, -d) for n, d in log_q.items())]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from numpyro_amortize.arguments import mask_shape_problem
 from numpyro_amortize.simulate import joint_log_densities
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import run_model
@@ -26,11 +27,18 @@ def mark_missing(
 
     Returns:
         The data; sites without masks as they are.
+
+    Raises:
+        ValueError: If a mask does not fit the data of its site.
     """
     marked = dict(observations)
     for info in structure.missing:
         mask = arguments.get(info.argument) if info.argument else None
         if mask is not None:
+            shape = is_present(structure, info.site, marked[info.site]).shape
+            problem = mask_shape_problem(info, mask, shape)
+            if problem:
+                raise ValueError(problem)
             marked[info.site] = hide(structure, info.site, marked[info.site], ~jnp.asarray(mask))
     return marked
 
@@ -74,16 +82,16 @@ def fill_missing_values(
     Returns:
         Finite data in the types of the model.
     """
-    if not structure.missing:
+    if not structure.incomplete:
         return dict(observations)
     drawn = run_model(model, args, kwargs, jax.random.key(0))
     filled = dict(observations)
-    for info in structure.missing:
-        value, stand_in = observations[info.site], jnp.asarray(drawn[info.site]["value"])
-        event_dim = len(structure.site(info.site).event_shape)
-        present = is_present(structure, info.site, value)
+    for name in structure.incomplete:
+        value, stand_in = observations[name], jnp.asarray(drawn[name]["value"])
+        event_dim = len(structure.site(name).event_shape)
+        present = is_present(structure, name, value)
         where = present.reshape(present.shape + (1,) * event_dim)
-        filled[info.site] = jnp.where(where, value, stand_in).astype(stand_in.dtype)
+        filled[name] = jnp.where(where, value, stand_in).astype(stand_in.dtype)
     return filled
 
 
@@ -112,7 +120,7 @@ def log_joint_of_present(
     """
     filled = fill_missing_values(model, structure, args, kwargs, observations)
     densities = joint_log_densities(model, args, kwargs, {**latents, **filled}, batch_dims)
-    for info in structure.missing:
-        present = is_present(structure, info.site, observations[info.site])
-        densities[info.site] = jnp.where(present, densities[info.site], 0.0)
+    for name in structure.incomplete:
+        present = is_present(structure, name, observations[name])
+        densities[name] = jnp.where(present, densities[name], 0.0)
     return densities

@@ -17,6 +17,7 @@ from numpyro_amortize.conditioned import ConditionedGuide, total
 from numpyro_amortize.densities import AnyDensity
 from numpyro_amortize.embeddings import Embedding
 from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
 from numpyro_amortize.layout import align
@@ -122,10 +123,10 @@ class AmortizedPosterior:
         leaves = jax.tree.leaves((call, dict(observations)))
         if self._padding is None:
             varying = [name for name, (low, high) in trained.items() if low < high]
-            self._padding = CallPadding(self.model, structure, self.guide.sizes, varying)
+            self._padding = CallPadding(self.guide.model, structure, self.guide.sizes, varying)
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
         if is_traced or self._padding.find_problem([call]):
-            return CallPadding(self.model, structure, self.guide.sizes, ()).pad(call)
+            return CallPadding(self.guide.model, structure, self.guide.sizes, ()).pad(call)
         return self._padding.pad(call)
 
     def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:
@@ -333,9 +334,8 @@ class Posterior:
         densities = self._conditioned.site_densities(latents)
         predictive = self._conditioned.predict(latents, keys[1])
         args, kwargs = self._call
-        prior = simulate(
-            self._amortized.model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]
-        ).sites
+        model = model_at(self._amortized.guide.model, self._amortized.params)
+        prior = simulate(model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]).sites
         structure = self._structure
         observed = [site.name for site in structure.observed]
         own = [site.name for site in (*structure.latents, *structure.deterministic)]

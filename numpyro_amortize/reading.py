@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -20,23 +20,29 @@ from numpyro_amortize.arguments import (
     bound_arguments,
     group_problems,
     index_argument_problems,
+    mask_shape_problem,
+    masks_named,
     missing_infos,
+    missing_parent_problems,
     missing_problems,
     read_inputs,
     read_settings,
     with_nothing_missing,
 )
-from numpyro_amortize.checks import PlateCheck, argument_problems, read_data
+from numpyro_amortize.checks import PlateCheck, argument_problems
 from numpyro_amortize.discrete import range_problems, with_labels
+from numpyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
+from numpyro_amortize.sites import name_problems, site_problems
 from numpyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
 from numpyro_amortize.supports import SUPPORTED, Support, read_support, site_support
 from numpyro_amortize.tracing import (
     Trace,
     base_distribution,
+    free_data,
     is_factor,
-    is_masked,
+    keep_fixed,
     location_scale,
     read_subsample_sizes,
     run_model,
@@ -55,6 +61,7 @@ def read_structure(
     sizes: Mapping[str, str],
     groups: IndexPlates,
     missing: MissingSites = (),
+    alternatives: tuple[tuple[str, ...], ...] = (),
     parents: Parents = "auto",
 ) -> ModelStructure:
     """Read the structure of an unmodified model, or report all that stands in the way.
@@ -68,6 +75,7 @@ def read_structure(
         sizes: For each argument that is a plate size, that plate.
         groups: For each index vector the plate it points into and the plate it runs along.
         missing: Observed sites of which values may be missing, or `{mask argument: site}`.
+        alternatives: Sets of observed sites that may carry data; none if all do.
         parents: `"auto"`, or for some sites the earlier latents to condition on.
 
     Returns:
@@ -81,10 +89,19 @@ def read_structure(
     absent = missing_infos(missing)
     problems = index_argument_problems(arguments, group_infos, sizes)
     problems += missing_problems(arguments, absent, observed)
+    if () in alternatives:
+        problems.append("observed: expected at least one site name in each alternative, got none")
     if problems:  # the model may not even run
         raise _report(problems)
     masked_call = args, kwargs
     args, kwargs = with_nothing_missing(model, args, kwargs, absent)
+    with masks_named(arguments, absent):
+        problems += name_problems(_ImproperPriors(model), args, kwargs)
+    if problems:
+        raise _report(problems)
+    fixed, fixed_problems = fixed_sites(_ImproperPriors(model), args, kwargs, observed)
+    problems += fixed_problems
+    model = keep_fixed(model, fixed)
     proper = _ImproperPriors(model)
     trace = run_model(proper, args, kwargs, jax.random.key(0))
     again = run_model(proper, args, kwargs, jax.random.key(1))
@@ -95,14 +112,14 @@ def read_structure(
         if site["type"] == "sample" and not is_factor(site)
     }
     masked = [info.site for info in absent if info.argument]
-    data, rows = read_data(proper, args, kwargs), read_subsample_sizes(trace)
-    problems += _site_problems(sites, observed, masked, data, rows)
+    problems += site_problems(sites, observed, fixed, masked, read_subsample_sizes(trace))
+    problems += repetition_problems(sites, again, (*fixed, *proper.names))
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
     problems += group_problems(model, args, kwargs, group_infos, plates)
     input_infos, input_problem_list = read_inputs(model, args, kwargs, inputs, sizes, plates)
     problems += input_problem_list
-    latent_sites, support_problems = _read_latents(sites, again, observed, plates)
+    latent_sites, support_problems = _read_latents(sites, again, (*observed, *fixed), plates)
     problems += support_problems
     problems += range_problems(
         {site.name: site.support for site in latent_sites},
@@ -124,7 +141,8 @@ def read_structure(
         {name: site.event_plates for name, site in infos.items()},
         {name: plate.size for name, plate in plates.items()},
     )
-    dependencies = _dependencies(model, args, kwargs)
+    dependencies = _dependencies(model, args, kwargs, own)
+    problems += evidence_problems(fixed, dependencies)
     reach = {name: closure(names, group_infos) for name, names in own.items()}
     coupled = {}
     for name in order:
@@ -184,16 +202,23 @@ def read_structure(
             for name, site in trace.items()
             if is_factor(site)
         ),
+        fixed=tuple(
+            SiteInfo(name, tuple(sites[name]["fn"].event_shape), own[name]) for name in fixed
+        ),
         settings=read_settings(model, args, kwargs, sizes),
         groups=group_infos,
         missing=absent,
+        alternatives=alternatives,
     )
+    problems += missing_parent_problems(structure.incomplete, dependencies)
+    problems += _mask_shape_problems(structure, arguments)
     problems += _reach_problems(structure)
     masks = [info.argument for info in absent if info.argument]
     problems += argument_problems(model, args, kwargs, observed, (*inputs, *groups, *masks))
     if not problems:
         check = PlateCheck(model, args, kwargs, structure)
-        problems = check.problems() + check.mask_problems(*masked_call)
+        problems = check.noise_problems() or check.problems()
+        problems += check.mask_problems(*masked_call)
     if problems:
         raise _report(problems)
     return _with_own_rows(structure, order, dependencies, check.mixing_plates())
@@ -272,71 +297,6 @@ def _neutral_value(fn: dist.Distribution) -> Any:
     return transform(jnp.zeros(transform.inverse_shape(fn.shape())))
 
 
-def _site_problems(
-    sites: Trace,
-    observed: tuple[str, ...],
-    masked: Sequence[str],
-    data: Mapping[str, Any],
-    rows: Mapping[str, tuple[int, int]],
-) -> list[str]:
-    problems = [
-        f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
-        for name in observed
-        if name not in sites
-    ]
-    if not observed:
-        problems.append("observed: expected at least one site name, got none")
-    if not set(sites) - set(observed):
-        problems.append("the model has no latent site: nothing is left to infer")
-    problems += [
-        f"site '{name}': carries data in this call but is not named in observed=. Name it "
-        "there, or call the model without its data"
-        for name in data
-        if name in sites and name not in observed
-    ]
-    for name, site in sites.items():
-        if is_masked(site["fn"]) and name not in masked:
-            problems.append(_mask_problem(name, observed))
-        if not _has_plain_scale(site, rows):
-            problems.append(f"site '{name}': scaled sites are not supported; remove the handler")
-        if _is_uncovered(site):
-            problems.append(
-                f"site '{name}': batch shape {tuple(site['fn'].batch_shape)} is not covered by "
-                "plates. Use a plate, or .to_event() if its elements are one vector"
-            )
-    return problems
-
-
-def _has_plain_scale(site: Mapping[str, Any], rows: Mapping[str, tuple[int, int]]) -> bool:
-    """Whether a site is scaled by its subsampled plates only."""
-    expected = 1.0
-    for frame in _frames(site):
-        size, num_rows = rows.get(frame.name, (1, 1))
-        expected *= size / num_rows
-    scales = jnp.asarray(1.0 if site["scale"] is None else site["scale"])
-    return bool(jnp.allclose(scales, expected))
-
-
-def _mask_problem(name: str, observed: Sequence[str]) -> str:
-    if name not in observed:
-        return f"site '{name}': masked latents are not supported; take the site out of the mask"
-    return (
-        f"site '{name}': is masked, and the guide would not see by what. Pass the mask as an "
-        f"argument of the model and declare it: missing={{'argument': '{name}'}}"
-    )
-
-
-def _is_uncovered(site: Mapping[str, Any]) -> bool:
-    """Whether a site has batch dimensions, of whatever size, that belong to no plate."""
-    batch_shape = tuple(site["fn"].batch_shape)
-    dims = {frame.dim for frame in site["cond_indep_stack"]}
-    depth = max((-dim for dim in dims), default=0)
-    return len(batch_shape) > depth or any(
-        size > 1 and dim not in dims
-        for dim, size in zip(range(-len(batch_shape), 0), batch_shape, strict=True)
-    )
-
-
 def _read_plates(
     trace: Trace, sites: Trace, observed: tuple[str, ...], groups: Sequence[GroupInfo]
 ) -> tuple[dict[str, PlateInfo], list[str]]:
@@ -380,7 +340,8 @@ def _frames(site: Mapping[str, Any]) -> Sequence[Any]:
 def _site_plates(
     site: Mapping[str, Any], plates: Mapping[str, PlateInfo], *, is_event: bool
 ) -> tuple[str, ...]:
-    names = [frame.name for frame in _frames(site)]
+    # Once each: a handler that splits a site, as `do`, may enter its plates twice.
+    names = dict.fromkeys(frame.name for frame in _frames(site))
     chosen = [name for name in names if plates[name].is_event == is_event]
     return tuple(sorted(chosen, key=lambda name: plates[name].dim))
 
@@ -402,11 +363,11 @@ def _read_deterministic(site: Mapping[str, Any], plates: Mapping[str, PlateInfo]
 
 
 def _read_latents(
-    sites: Trace, again: Trace, observed: tuple[str, ...], plates: Mapping[str, PlateInfo]
+    sites: Trace, again: Trace, others: Sequence[str], plates: Mapping[str, PlateInfo]
 ) -> tuple[list[SiteInfo], list[str]]:
     infos, problems = [], []
     for name, site in sites.items():
-        if name in observed:
+        if name in others:
             continue
         fn = site["fn"]
         support = with_labels(fn, site_support(fn))
@@ -449,11 +410,16 @@ def _bounds_ndim(support: Support) -> int:
 
 
 def _dependencies(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    names: Collection[str],
 ) -> dict[str, set[str]]:
+    """For each of these sites the others that its distribution reads."""
     with handlers.block():
-        found = get_dependencies(_FlatSpheres(model), args, dict(kwargs))["prior_dependencies"]
-    return {child: set(parents) - {child} for child, parents in found.items()}
+        freed = free_data(_FlatSpheres(model))
+        found = get_dependencies(freed, args, dict(kwargs))["prior_dependencies"]
+    return {child: set(found[child]) - {child} for child in names}
 
 
 def _choose_parents(
@@ -471,6 +437,19 @@ def _choose_parents(
     else:
         chosen = needed_parents(name, order, dependencies)
     return chosen, tuple(site for site in earlier if site not in chosen), problems
+
+
+def _mask_shape_problems(structure: ModelStructure, arguments: Mapping[str, Any]) -> list[str]:
+    """Masks of a call that do not fit the plates of their sites."""
+    found = []
+    for info in structure.missing:
+        mask = arguments.get(info.argument) if info.argument else None
+        plates = [structure.plates[name] for name in structure.site(info.site).plates]
+        shape = [1] * max((-plate.dim for plate in plates), default=0)
+        for plate in plates:
+            shape[plate.dim] = plate.size
+        found.append(None if mask is None else mask_shape_problem(info, mask, shape))
+    return [problem for problem in found if problem]
 
 
 def _reach_problems(structure: ModelStructure) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from os import PathLike
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
@@ -16,11 +17,12 @@ from safetensors.numpy import save_file
 from numpyro_amortize import densities as density_families
 from numpyro_amortize import embeddings as embedding_families
 from numpyro_amortize.guides import AmortizedGuide
-from numpyro_amortize.guides.amortized import PARAMS, STANDARDISATION
+from numpyro_amortize.guides.weights import PARAMS, STANDARDISATION
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.reading import read_structure
 from numpyro_amortize.standardisation import Standardisation
 from numpyro_amortize.structure import ModelStructure
+from numpyro_amortize.tracing import run_model
 
 FORMAT = "amortize-guide"
 FORMAT_VERSION = 1
@@ -45,13 +47,13 @@ def save_guide(
     for name, value in params[PARAMS].items():
         tensors[f"guide.{name}"] = np.asarray(value)
     for name in params.keys() - {PARAMS, STANDARDISATION}:
-        tensors[f"model.{name}"] = np.asarray(params[name])
+        tensors |= _leaves(name, params[name])
     call = _encode_call(guide.setup_call, tensors)
     embeddings, densities = guide.specifications(guide.structure)
     header = {
         "version": FORMAT_VERSION,
         "structure": guide.structure.to_dict(),
-        "observed": list(guide.observed),
+        "observed": guide.alternatives or guide.observed,
         "inputs": {
             name: list(plates) if isinstance(plates, tuple | list) else plates
             for name, plates in guide.inputs.items()
@@ -128,11 +130,48 @@ def load_guide(
             "with which the guide was trained"
         )
     params[PARAMS] = {name: found[name] for name in expected}
-    for name, value in tensors.items():
-        if name.startswith("model."):
-            params[name.removeprefix("model.")] = jnp.asarray(value)
+    params |= _model_params(path, guide, header["call"], tensors)
     history = header["history"] and TrainingHistory.from_dict(header["history"])
     return guide, params, history
+
+
+def _leaves(name: str, value: Any) -> dict[str, np.ndarray]:
+    """Arrays of a parameter of the model by name; those of a network are numbered."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(value)]
+    if jax.tree_util.all_leaves([value]):
+        return {f"model.{name}": leaves[0]}
+    return {f"model.{name}#{number}": leaf for number, leaf in enumerate(leaves)}
+
+
+def _model_params(
+    path: str | PathLike[str],
+    guide: AmortizedGuide,
+    call: Any,
+    tensors: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Values of the model's `param` sites; a network takes its shape from the model."""
+    own = {name: value for name, value in tensors.items() if name.startswith("model.")}
+    params: dict[str, Any] = {
+        name.removeprefix("model."): jnp.asarray(value)
+        for name, value in own.items()
+        if "#" not in name
+    }
+    networks = sorted({name.removeprefix("model.").split("#")[0] for name in own if "#" in name})
+    if not networks:
+        return params
+    if call is None:
+        raise ValueError(
+            f"{path}: parameters {networks} of the model are networks, whose shape the file does "
+            "not hold, and the guide was set up with arguments that no file holds. Set it up with "
+            "arrays and numbers before saving"
+        )
+    args, kwargs = guide.setup_call
+    trace = run_model(guide.model, args, kwargs, jax.random.key(0))
+    for name in networks:
+        value = trace[name]["value"]
+        leaves = [jnp.asarray(own[each]) for each in _leaves(name, value)]
+        params[name] = jax.tree.unflatten(jax.tree.structure(value), leaves)
+    return params
 
 
 def _check_model(
@@ -152,6 +191,7 @@ def _check_model(
             groups=guide.groups,
             sizes=guide.sizes,
             missing=guide.missing,
+            alternatives=guide.alternatives,
             parents={site.name: site.parents for site in structure.latents},
         )
     except (ValueError, TypeError) as error:

@@ -107,9 +107,11 @@ class ModelStructure:
         plates: Every plate of the model by name.
         deterministic: Deterministic sites in model order.
         factors: `factor` sites, which only bounds that score the model can train.
+        fixed: Sites with a value of their own, constants of the model.
         settings: Model arguments that are plain Python values, fixed with the structure.
         groups: Index vectors.
         missing: Observed sites of which values may be missing.
+        alternatives: Sets of observed sites that may carry data; none if all do.
 
     Example:
         >>> structure = ModelStructure(latents=(), observed=(SiteInfo("y", ()),))
@@ -123,9 +125,11 @@ class ModelStructure:
     plates: dict[str, PlateInfo] = field(default_factory=dict)
     deterministic: tuple[SiteInfo, ...] = ()
     factors: tuple[SiteInfo, ...] = ()
+    fixed: tuple[SiteInfo, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     groups: tuple[GroupInfo, ...] = ()
     missing: tuple[MissingInfo, ...] = ()
+    alternatives: tuple[tuple[str, ...], ...] = ()
 
     @property
     def max_plate_nesting(self) -> int:
@@ -134,7 +138,8 @@ class ModelStructure:
 
     def site(self, name: str) -> SiteInfo:
         """The site called `name`, whatever its role."""
-        sites = (*self.latents, *self.observed, *self.deterministic, *self.factors)
+        others = (*self.deterministic, *self.factors, *self.fixed)
+        sites = (*self.latents, *self.observed, *others)
         return next(site for site in sites if site.name == name)
 
     def unconstrained_size(self, site: SiteInfo) -> int:
@@ -187,12 +192,29 @@ class ModelStructure:
         )
 
     @property
+    def constants(self) -> tuple[str, ...]:
+        """Names of the sites with a value of their own."""
+        return tuple(site.name for site in self.fixed)
+
+    @property
     def subsampled(self) -> tuple[str, ...]:
         """Plates of which a call of the model may look at some rows only."""
         return tuple(name for name, plate in self.plates.items() if plate.is_subsampled)
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Observed sites that carry data in some data sets only."""
+        names = [site.name for site in self.observed]
+        return tuple(name for name in names if any(name not in each for each in self.alternatives))
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """Observed sites of which some or all values may be missing."""
+        names = [site.name for site in self.observed]
+        return tuple(name for name in names if name in self.optional or self.may_miss(name))
+
     def may_miss(self, name: str) -> bool:
-        """Whether values of an observed site may be missing."""
+        """Whether single values of an observed site may be missing."""
         return any(info.site == name for info in self.missing)
 
     def local_plates(self) -> tuple[str, ...]:
@@ -241,9 +263,11 @@ class ModelStructure:
             plates={name: PlateInfo(**item) for name, item in state["plates"].items()},
             deterministic=tuple(site(item) for item in state["deterministic"]),
             factors=tuple(site(item) for item in state["factors"]),
+            fixed=tuple(site(item) for item in state["fixed"]),
             settings=dict(state["settings"]),
             groups=tuple(GroupInfo(**item) for item in state["groups"]),
             missing=tuple(MissingInfo(**item) for item in state["missing"]),
+            alternatives=tuple(tuple(each) for each in state["alternatives"]),
         )
 
     def differences(self, other: ModelStructure) -> list[str]:
@@ -253,7 +277,7 @@ class ModelStructure:
         elsewhere; sites, events, supports, plates and inputs may not.
         """
         found = []
-        for role in ("latents", "observed", "inputs", "groups", "missing"):
+        for role in ("latents", "observed", "fixed", "inputs", "groups", "missing"):
             key = attrgetter("site" if role == "missing" else "name")
             mine = {key(item): item for item in getattr(self, role)}
             theirs = {key(item): item for item in getattr(other, role)}
@@ -263,6 +287,11 @@ class ModelStructure:
             for name in sorted(mine.keys() & theirs.keys()):
                 if mine[name] != theirs[name]:
                     found.append(f"{role} '{name}': expected {mine[name]}, got {theirs[name]}")
+        if self.alternatives != other.alternatives:
+            found.append(
+                f"observed sites: expected alternatives {self.alternatives}, got "
+                f"{other.alternatives}"
+            )
         for name in sorted(self.plates.keys() ^ other.plates.keys()):
             found.append(f"plate '{name}': in one of the two models only")
         for name in sorted(self.plates.keys() & other.plates.keys()):
@@ -292,10 +321,16 @@ class ModelStructure:
         lines += [
             f"  {site.name}{self._shape_text(site)}"
             + (" (values may be missing)" if self.may_miss(site.name) else "")
+            + (" (in some data sets only)" if site.name in self.optional else "")
             for site in self.observed
         ]
         lines += [f"  {item.name} (input) {list(item.plates)}" for item in self.inputs]
         lines += [f"  {item.name} (index into {item.plate}) {[item.along]}" for item in self.groups]
+        if self.alternatives:
+            sets = " or ".join("{" + ", ".join(each) + "}" for each in self.alternatives)
+            lines.append(f"data at {sets}")
+        if self.fixed:
+            lines.append("constants: " + ", ".join(self.constants))
         return "\n".join(lines)
 
     def _shape_text(self, site: SiteInfo) -> str:

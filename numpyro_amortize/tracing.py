@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
+from numpyro.primitives import Messenger
 
 Trace = dict[str, dict[str, Any]]
 _WRAPPERS = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
@@ -22,6 +23,45 @@ _LOCATION_SCALE = (
     dist.Logistic,
     dist.Gumbel,
 )
+_IS_FIXED = "_amortize_is_fixed"
+
+
+class _Free(handlers.uncondition):
+    """Draws observed sites."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and not is_factor(msg) and not msg["infer"].get(_IS_FIXED):
+            super().process_message(msg)
+
+
+class _Keep(Messenger):
+    """Marks observed sites that are to keep their values."""
+
+    def __init__(self, fn: Callable[..., Any], names: Sequence[str]) -> None:
+        super().__init__(fn)
+        self.names = tuple(names)
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and msg["is_observed"] and msg["name"] in self.names:
+            msg["infer"] = {**msg["infer"], _IS_FIXED: True}
+
+
+def free_data(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model with its observed sites drawn, all but those of `keep_fixed`."""
+    return _Free(model)
+
+
+def keep_fixed(model: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """The model with some observed sites that keep their values in every run.
+
+    Args:
+        model: The user's model.
+        names: Sites that the model or a handler fixes, whatever the call.
+
+    Returns:
+        The model itself if there are none.
+    """
+    return _Keep(model, names) if names else model
 
 
 def run_model(
@@ -45,7 +85,7 @@ def run_model(
         The host's trace.
     """
     with handlers.block():
-        free = handlers.uncondition(handlers.seed(model, rng_key))
+        free = free_data(handlers.seed(model, rng_key))
         if values:
             free = handlers.substitute(free, data=dict(values))
         return handlers.trace(free).get_trace(*args, **kwargs)
@@ -87,6 +127,15 @@ def site_values(trace: Trace) -> dict[str, Array]:
         name: jnp.asarray(site["value"])
         for name, site in trace.items()
         if site["type"] == "deterministic" or (site["type"] == "sample" and not is_factor(site))
+    }
+
+
+def deterministic_values(trace: Trace) -> dict[str, Array]:
+    """Values of the deterministic sites of a trace."""
+    return {
+        name: jnp.asarray(site["value"])
+        for name, site in trace.items()
+        if site["type"] == "deterministic"
     }
 
 

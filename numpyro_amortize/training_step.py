@@ -16,7 +16,7 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.guides import AmortizedGuide
-from numpyro_amortize.guides.amortized import STANDARDISATION
+from numpyro_amortize.guides.weights import STANDARDISATION
 from numpyro_amortize.objectives import NPE
 from numpyro_amortize.padding import Call, PaddedCall
 from numpyro_amortize.tracing import log_densities, run_model

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_amortize.levels import GroupInfo
@@ -22,8 +24,28 @@ def given_arguments(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> inspect.BoundArguments:
     """The model's arguments by name, as the call gives them."""
-    named = getattr(model, "forward", model)  # a module's own call takes anything
-    return inspect.signature(named).bind(*args, **kwargs)
+    return inspect.signature(underlying(model)).bind(*args, **kwargs)
+
+
+def underlying(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The function inside a module and under handlers, whose own calls take anything."""
+    if isinstance(model, torch.nn.Module):
+        return underlying(model.forward)
+    if isinstance(getattr(model, "msngr", None), Messenger):  # reparam, trace
+        return underlying(model.fn)  # type: ignore[attr-defined]
+    if not isinstance(model, partial):
+        return model
+    if model.args and isinstance(model.args[0], Messenger):  # partial(handler's call, handler, fn)
+        fn, *given = model.args[1:]
+        return _filled(fn, given, model.keywords)
+    return _filled(model.func, model.args, model.keywords)
+
+
+def _filled(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The function under handlers with some of its arguments given."""
+    return partial(underlying(fn), *args, **kwargs) if args or kwargs else underlying(fn)
 
 
 def bound_arguments(
@@ -253,6 +275,50 @@ def missing_problems(
                 f"'{info.site}' is observed, got {found}"
             )
     return problems
+
+
+def missing_parent_problems(
+    incomplete: Sequence[str], dependencies: Mapping[str, set[str]]
+) -> list[str]:
+    """Observed sites on which others depend, so that a missing value would not drop out.
+
+    Args:
+        incomplete: Observed sites of which values may be missing.
+        dependencies: For each site of the model the sites its distribution reads.
+
+    Returns:
+        One message per site.
+    """
+    problems = []
+    for name in incomplete:
+        children = sorted(child for child, parents in dependencies.items() if name in parents)
+        if children:
+            problems.append(
+                f"site '{name}': may have no data, but sites {children} depend on it, so that it "
+                "would have to be integrated out. Make it a latent that another site observes"
+            )
+    return problems
+
+
+def mask_shape_problem(info: MissingInfo, mask: Any, shape: Sequence[int]) -> str | None:
+    """What is wrong with the shape of a mask, or None.
+
+    Args:
+        info: The declaration.
+        mask: The argument.
+        shape: Shape of the site without its events.
+
+    Returns:
+        The problem in words.
+    """
+    own = tuple(mask.shape)
+    tail = zip(reversed(own), reversed(shape), strict=False)
+    if len(own) <= len(shape) and all(size in (1, of_site) for size, of_site in tail):
+        return None
+    return (
+        f"missing '{info.argument}': expected shape {tuple(shape)}, that of site '{info.site}' "
+        f"without its events, got shape {own}"
+    )
 
 
 def with_nothing_missing(

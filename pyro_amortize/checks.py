@@ -14,6 +14,8 @@ from pyro_amortize.arguments import bound_arguments, given_arguments, is_array
 from pyro_amortize.levels import GroupInfo
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import (
+    deterministic_values,
+    is_computed,
     is_factor,
     is_hidden,
     log_densities,
@@ -29,29 +31,43 @@ def read_data(
     model: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    rows: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Values that the model observes when it is called with these arguments, by site.
+    """Values that the model observes when it is called with these arguments, by site."""
+    return read_data_and_sizes(model, args, kwargs)[0]
+
+
+def read_data_and_sizes(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    rows: Mapping[str, Tensor] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """What the model observes when it is called with these arguments, and its plates.
 
     Args:
         model: The user's model.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
         rows: For each subsampled plate the indices of the rows to look at; drawn if None.
+
+    Returns:
+        Values by site, and the number of rows of every plate.
     """
     if rows:
         model = poutine.condition(model, data=dict(rows))
     with poutine.block(), torch.no_grad(), seeded(_SEED):
         nodes: Mapping[str, Any] = poutine.trace(model).get_trace(*args, **kwargs).nodes
-    return {
+    sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
+    data = {
         name: _spread(torch.as_tensor(site["value"]), tuple(site["fn"].shape()))
-        for name, site in nodes.items()
-        if site["type"] == "sample"
-        and site["is_observed"]
+        for name, site in sites.items()
+        if site["is_observed"]
         and name not in (rows or {})
-        and not site["infer"].get("_deterministic")
+        and not is_computed(site)
         and not is_factor(site)
     }
+    frames = [frame for site in sites.values() for frame in site["cond_indep_stack"]]
+    return data, {frame.name: frame.size for frame in frames if frame.vectorized}
 
 
 def argument_problems(
@@ -84,14 +100,14 @@ def argument_problems(
     for name, value in bound.arguments.items():
         if name in inputs or not is_array(value):
             continue
-        changed = dict(bound.arguments) | {name: _perturbed(value)}
+        changed = dict(bound.arguments) | {name: perturbed(value)}
         call = inspect.BoundArguments(bound.signature, changed)
         again = _simulated(model, call.args, call.kwargs)
-        moved = sorted(site for site in simulated if not _same(simulated[site], again[site]))
+        moved = sorted(site for site in simulated if not is_same(simulated[site], again[site]))
         if not moved:
             continue
         new_data = read_data(model, call.args, call.kwargs)
-        if any(site in data and not _same(data[site], new_data[site]) for site in observed):
+        if any(site in data and not is_same(data[site], new_data[site]) for site in observed):
             problems.append(
                 f"argument '{name}': the model reads this data while it simulates (sites "
                 f"{moved} change with it). Write the model so that later values come from its "
@@ -124,16 +140,17 @@ class PlateCheck:
         kwargs: Mapping[str, Any],
         structure: ModelStructure,
     ) -> None:
-        self._model, self._structure = model, structure
+        self._model, self._structure, self._call = model, structure, (args, kwargs)
         self._bound = bound_arguments(model, args, kwargs)
         with torch.no_grad(), seeded(_SEED):
             trace = run_model(model, args, kwargs)
         self._values = {
             name: site["value"]
             for name, site in trace.items()
-            if site["type"] == "sample" and not is_factor(site)
+            if site["type"] == "sample" and not is_factor(site) and name not in structure.constants
         }
         self._base = log_densities(trace)
+        self._computed = deterministic_values(trace)
         self._axes = {name: _plate_axes(trace[name]) for name in self._base}
 
     def problems(self) -> list[str]:
@@ -217,6 +234,19 @@ class PlateCheck:
                     "site"
                 )
         return found
+
+    def noise_problems(self) -> list[str]:
+        """Sites whose densities or values change from run to run at the same draws."""
+        with torch.no_grad(), seeded(_SEED + 1):
+            trace = run_model(self._model, *self._call, values=self._values)
+        again = {**log_densities(trace), **deterministic_values(trace)}
+        return [
+            f"site '{name}': changes from run to run although all sites keep their values, so that "
+            "something random is hidden from the guide. Take the site that is drawn out of "
+            "block(...), or draw it with a sample statement"
+            for name, value in {**self._base, **self._computed}.items()
+            if not _close(value, again[name])
+        ]
 
     def mixing_plates(self) -> set[str]:
         """Plates along which data or inputs of one element enter the densities of others."""
@@ -331,16 +361,18 @@ def _spread(value: Tensor, shape: tuple[int, ...]) -> Tensor:
     return value.expand(shape) if fits else value
 
 
-def _perturbed(value: Tensor) -> Tensor:
+def perturbed(value: Tensor) -> Tensor:
+    """An array like another with other values, which stay in the range of an index."""
     if value.is_floating_point():
         filled = torch.nan_to_num(value)
         return filled * 1.1 if torch.any(filled != 0) else filled + 0.1
     if value.dtype == torch.bool:
         return ~value
-    return value.min() + value.max() - value  # stays in the range of an index
+    return value.min() + value.max() - value
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def is_same(first: Tensor, second: Tensor) -> bool:
+    """Whether two arrays are equal, NaN and all."""
     return first.shape == second.shape and torch.equal(
         torch.nan_to_num(first), torch.nan_to_num(second)
     )

@@ -88,11 +88,14 @@ def fit(
         calls = [draw_call() for _ in range(_ARGUMENT_DRAWS)]
         objective = npe = npe.with_fixed_arguments()
     guide.setup_over(calls)
-    check_gradients(guide.structure, objective)
+    structure = guide.structure
+    check_gradients(structure, objective)
     if npe and npe.simulations is None and guide.is_vectorized:
-        _check_simulations(model, npe, calls[0])
+        _check_simulations(guide.model, npe, calls[0])
     step = TrainingStep(
-        model if npe or not guide.structure.missing else fill_missing(model),
+        fill_missing(model, optional=structure.optional)
+        if structure.incomplete and not npe
+        else model,
         guide,
         objective,
         calls[0],

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_amortize.arguments import mask_shape_problem
 from pyro_amortize.simulate import joint_log_densities
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import run_model, seeded
@@ -25,11 +26,18 @@ def mark_missing(
 
     Returns:
         The data; sites without masks as they are.
+
+    Raises:
+        ValueError: If a mask does not fit the data of its site.
     """
     marked = dict(observations)
     for info in structure.missing:
         mask = arguments.get(info.argument) if info.argument else None
         if mask is not None:
+            shape = is_present(structure, info.site, marked[info.site]).shape
+            problem = mask_shape_problem(info, mask, shape)
+            if problem:
+                raise ValueError(problem)
             marked[info.site] = hide(structure, info.site, marked[info.site], ~mask)
     return marked
 
@@ -75,17 +83,17 @@ def fill_missing_values(
     Returns:
         Finite data in the types of the model.
     """
-    if not structure.missing:
+    if not structure.incomplete:
         return dict(observations)
     with torch.no_grad(), seeded(0):
         drawn = run_model(model, args, kwargs)
     filled = dict(observations)
-    for info in structure.missing:
-        value, stand_in = observations[info.site], drawn[info.site]["value"]
-        event_dim = len(structure.site(info.site).event_shape)
-        present = is_present(structure, info.site, value)
+    for name in structure.incomplete:
+        value, stand_in = observations[name], drawn[name]["value"]
+        event_dim = len(structure.site(name).event_shape)
+        present = is_present(structure, name, value)
         where = present.reshape(present.shape + (1,) * event_dim)
-        filled[info.site] = torch.where(where, value, stand_in.to(value.dtype)).to(stand_in.dtype)
+        filled[name] = torch.where(where, value, stand_in.to(value.dtype)).to(stand_in.dtype)
     return filled
 
 
@@ -120,7 +128,7 @@ def log_joint_of_present(
     densities = joint_log_densities(
         model, args, kwargs, values, batch_dims, is_vectorized=is_vectorized
     )
-    for info in structure.missing:
-        present = is_present(structure, info.site, observations[info.site])
-        densities[info.site] = torch.where(present, densities[info.site], 0.0)
+    for name in structure.incomplete:
+        present = is_present(structure, name, observations[name])
+        densities[name] = torch.where(present, densities[name], 0.0)
     return densities

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_amortize.alternatives import check_alternatives, has_data, with_absent
 from pyro_amortize.layout import pack_plain
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
 
 def check_observations(
-    structure: ModelStructure, observations: Mapping[str, Any], batch_dims: int
+    structure: ModelStructure,
+    observations: Mapping[str, Any],
+    batch_dims: int,
+    own_sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """The observed sites' values as arrays, or an error that says what to do.
 
@@ -21,13 +25,15 @@ def check_observations(
         structure: The structure of the model.
         observations: Data by site, shape `(*batch, *plates, *event)`.
         batch_dims: Number of leading axes of data sets.
+        own_sizes: Plate sizes of the model's call, as far as they are known.
 
     Returns:
-        The values.
+        The values; NaN at sites without data, where the guide is made for that.
 
     Raises:
-        ValueError: If a site has no data, unknown sites are given, shapes do not fit, sizes
-            of one plate disagree, or values are not finite.
+        ValueError: If a site has no data, unknown sites are given, shapes do not fit, sizes of
+            one plate disagree with each other or with the call, values are not finite, or
+            other sites carry data than those of one alternative.
         TypeError: If values are not real numbers.
     """
     names = [site.name for site in structure.observed]
@@ -35,18 +41,33 @@ def check_observations(
     for name in observations:
         if name not in (*names, *computed):
             raise ValueError(f"observations: '{name}' is not one of the observed sites {names}")
-    checked = {}
+    checked: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
     for site in structure.observed:
-        if site.name not in observations or observations[site.name] is None:
+        if observations.get(site.name) is not None:
+            value = checked[site.name] = _numbers(site, observations[site.name])
+            _check_shape(structure, site, value, batch_dims, sizes)
+        elif not structure.alternatives:
             raise ValueError(
                 f"observed site '{site.name}': no data in this call. Pass them in the model's "
                 "own argument, or bind them: guide.bind({...})"
             )
-        value = _numbers(site, observations[site.name])
-        _check_shape(structure, site, value, batch_dims, sizes)
+    for plate, size in (own_sizes or {}).items():
+        if sizes.get(plate, size) != size:
+            raise ValueError(
+                f"plate '{plate}': has {size} elements in this call of the model, but the data "
+                f"have {sizes[plate]} along it. Pass data of that size, or the argument that sets "
+                "the size too"
+            )
+    if structure.alternatives:
+        check_alternatives(structure, checked, batch_dims)
+        checked = with_absent(structure, checked, batch_dims, {**(own_sizes or {}), **sizes})
+    for site in structure.observed:
+        value = checked[site.name]
+        if site.name in structure.optional:
+            is_there = has_data(value, batch_dims)
+            value = torch.where(is_there, value, 0.0)
         _check_values(site, value, may_miss=structure.may_miss(site.name))
-        checked[site.name] = value
     return checked
 
 

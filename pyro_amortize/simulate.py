@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pyro_amortize.tracing import (
     Trace,
+    deterministic_values,
     free_depth,
     is_factor,
     location_scale,
@@ -88,7 +89,7 @@ def vectorization_problem(
             # Deterministic values are computed again: given, they would agree with themselves.
             drawn = {name: value[row] for name, value in values.items() if name in densities}
             single = run_model(model, args, kwargs, values=drawn)
-            computed = {**_deterministic(single), **log_densities(single)}
+            computed = {**deterministic_values(single), **log_densities(single)}
             for name, expected in computed.items():
                 got = (densities if name in densities else values)[name][row]
                 if got.shape != expected.shape or not torch.allclose(
@@ -130,10 +131,6 @@ def _eight_runs(
             for name, density in log_densities(trace).items()
         },
     )
-
-
-def _deterministic(trace: Trace) -> dict[str, Tensor]:
-    return {name: site["value"] for name, site in trace.items() if site["type"] == "deterministic"}
 
 
 def _nesting(trace: Trace) -> int:

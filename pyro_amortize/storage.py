@@ -53,7 +53,7 @@ def save_guide(
     header = {
         "version": FORMAT_VERSION,
         "structure": guide.structure.to_dict(),
-        "observed": list(guide.observed),
+        "observed": guide.alternatives or guide.observed,
         "inputs": {
             name: list(plates) if isinstance(plates, tuple | list) else plates
             for name, plates in guide.inputs.items()
@@ -165,6 +165,7 @@ def _check_model(
             groups=guide.groups,
             sizes=guide.sizes,
             missing=guide.missing,
+            alternatives=guide.alternatives,
             parents={site.name: site.parents for site in structure.latents},
         )
     except (ValueError, TypeError) as error:

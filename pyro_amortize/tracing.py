@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,16 +25,50 @@ _LOCATION_SCALE = (
     dist.Logistic,
     dist.Gumbel,
 )
+_IS_FIXED = "_amortize_is_fixed"
 
 
 class _Free(Messenger):
     """Draws observed sites; the host's `uncondition` also redraws deterministic sites."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not msg["infer"].get("_deterministic") and not is_factor(msg):
+        is_kept = is_computed(msg) or is_factor(msg) or msg["infer"].get(_IS_FIXED)
+        if msg["is_observed"] and not is_kept:
             msg["is_observed"] = False
             msg["value"] = None
             msg["done"] = False
+
+
+class _Keep(Messenger):
+    """Marks observed sites that are to keep their values."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and msg["name"] in self.names:
+            msg["infer"] = {**msg["infer"], _IS_FIXED: True}
+
+
+def free_data(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model with its observed sites drawn, all but those of `keep_fixed`."""
+    freed: Callable[..., Any] = _Free()(model)
+    return freed
+
+
+def keep_fixed(model: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """The model with some observed sites that keep their values in every run.
+
+    Args:
+        model: The user's model.
+        names: Sites that the model or a handler fixes, whatever the call.
+
+    Returns:
+        The model itself if there are none.
+    """
+    kept: Callable[..., Any] = _Keep(names)(model) if names else model
+    return kept
 
 
 @contextmanager
@@ -67,7 +101,7 @@ def run_model(
     Returns:
         The sites by name: sample, deterministic, param and plate sites.
     """
-    free = _Free()(model)
+    free = free_data(model)
     if values:
         free = poutine.condition(free, data=dict(values))
 
@@ -128,7 +162,7 @@ def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
                 for frame in node["cond_indep_stack"]
                 if frame.vectorized and not frame.name.startswith("_amortize_batch_")
             ]
-            kind = "deterministic" if node["infer"].get("_deterministic") else "sample"
+            kind = "deterministic" if is_computed(node) else "sample"
             trace[name] = {**node, "type": kind, "cond_indep_stack": frames}
     return trace
 
@@ -172,6 +206,20 @@ def site_values(trace: Trace) -> dict[str, Tensor]:
         for name, site in trace.items()
         if site["type"] == "deterministic" or (site["type"] == "sample" and not is_factor(site))
     }
+
+
+def is_computed(site: Mapping[str, Any]) -> bool:
+    """Whether a site comes from `pyro.deterministic`, or from a reparameterised one."""
+    if site["infer"].get("_deterministic"):
+        return True
+    fn = site["fn"]
+    is_point = isinstance(base_distribution(fn), dist.Delta)
+    return bool(site["is_observed"]) and is_point and is_masked(fn)
+
+
+def deterministic_values(trace: Trace) -> dict[str, Tensor]:
+    """Values of the deterministic sites of a trace."""
+    return {name: site["value"] for name, site in trace.items() if site["type"] == "deterministic"}
 
 
 def is_factor(site: Mapping[str, Any]) -> bool:

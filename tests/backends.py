@@ -106,7 +106,7 @@ class NumPyroHost:
         guide.setup(*args, **kwargs)
         rng = np.random.default_rng(seed)
         params = guide.init_params()
-        amortized = self.module("guides.amortized").PARAMS
+        amortized = self.module("guides.weights").PARAMS
         params[amortized] = {
             name: value + self.array(scale * rng.normal(size=value.shape))
             for name, value in params[amortized].items()
@@ -115,11 +115,11 @@ class NumPyroHost:
 
     def standardisation(self, amortized):
         """The effective constants of a guide, as one vector."""
-        vector = numpy_tree(amortized.params[self.module("guides.amortized").STANDARDISATION])
+        vector = numpy_tree(amortized.params[self.module("guides.weights").STANDARDISATION])
         return vector[1:] / vector[0]
 
     def weights(self, amortized):
-        return numpy_tree(dict(amortized.params[self.module("guides.amortized").PARAMS]))
+        return numpy_tree(dict(amortized.params[self.module("guides.weights").PARAMS]))
 
     def site_log_probs(self, amortized, args, latents, observations, batch_dims=1):
         def score(latents, observations):

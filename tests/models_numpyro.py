@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from numpyro.contrib.module import eqx_module
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import (
     AffineTransform,
@@ -160,6 +161,103 @@ def two_locals(y=None):
         level = numpyro.sample("level", dist.Normal(mu, 1.0))
         spread = numpyro.sample("spread", dist.LogNormal(0.0, 0.3))
         numpyro.sample("y", dist.Normal(level, spread), obs=y)
+
+
+def location_chain(y=None):
+    """Two latents in a row above four rows, all normal."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    theta = numpyro.sample("theta", dist.Normal(mu, 0.5))
+    with numpyro.plate("rows", 4, dim=-1):
+        numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+def local_chain(x, num_rows=4, y=None):
+    """A latent of each row, with a covariate and an offset that stands alone."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows, dim=-1):
+        offset = numpyro.sample("offset", dist.Normal(0.0, 1.0))
+        theta = numpyro.sample("theta", dist.Normal(mu, 0.5))
+        numpyro.sample("y", dist.Normal(theta + offset + x, 1.0), obs=y)
+
+
+def positive_location(y=None):
+    """A latent whose prior is a transformation of a normal."""
+    tau = numpyro.sample("tau", dist.LogNormal(0.5, 0.3))
+    with numpyro.plate("rows", 4, dim=-1):
+        numpyro.sample("y", dist.Normal(tau, 1.0), obs=y)
+
+
+def parameter_location(y=None):
+    """The scale of the prior is a parameter."""
+    scale = numpyro.param("scale", jnp.array(2.0), constraint=constraints.positive)
+    mu = numpyro.sample("mu", dist.Normal(0.0, scale))
+    with numpyro.plate("rows", 4, dim=-1):
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def counts_and_rows(a=None, counts=None):
+    """A second site whose data may be whole numbers, beside the rows."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("count", dist.Poisson(3.0), obs=counts)
+    with numpyro.plate("rows", 3, dim=-1):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=a)
+
+
+def two_sources(y=None, w=None, num_rows=2):
+    """One latent, seen once by `y` and less sharply by the rows of `w`."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    with numpyro.plate("rows", num_rows, dim=-1):
+        numpyro.sample("w", dist.Normal(z, 2.0), obs=w)
+
+
+def chain_of_data(y=None, w=None):
+    """The second observed site depends on the first."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    y = numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    numpyro.sample("w", dist.Normal(y, 1.0), obs=w)
+
+
+def local_parameter(y=None):
+    """The guide standardises the latents of the rows by the model's own scale, a parameter."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    scale = numpyro.param("scale", jnp.array(2.0), constraint=constraints.positive)
+    with numpyro.plate("rows", 4, dim=-1):
+        theta = numpyro.sample("theta", dist.Normal(mu, scale))
+        numpyro.sample("y", dist.Normal(theta, 0.5), obs=y)
+
+
+class NetworkModel:
+    """A model with a linear network on its covariate, whose weights start at zero."""
+
+    def __init__(self):
+        net = eqx.nn.Linear(1, 1, key=jax.random.key(0))
+        self.net = jax.tree.map(jnp.zeros_like, net)
+
+    def __call__(self, x, y=None, kind=None):
+        net = eqx_module("net", self.net)
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", len(x), dim=-1):
+            numpyro.sample("y", dist.Normal(z + jax.vmap(net)(x[:, None])[:, 0], 0.5), obs=y)
+
+
+def six_rows_behind_a_mask(is_there, y=None):
+    """The mask does not say how many rows there are."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 6), numpyro.handlers.mask(mask=is_there):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def one_name_for_two(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    shift = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z + shift, 1.0), obs=y)
+
+
+def one_name_for_two_observed(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    numpyro.sample("y", dist.Normal(z, 2.0), obs=y)
 
 
 MIXTURE_WEIGHTS = (0.3, 0.7)

@@ -163,6 +163,105 @@ def two_locals(y=None):
         pyro.sample("y", dist.Normal(level, spread), obs=y)
 
 
+def location_chain(y=None):
+    """Two latents in a row above four rows, all normal."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    theta = pyro.sample("theta", dist.Normal(mu, 0.5))
+    with pyro.plate("rows", 4, dim=-1):
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+
+def local_chain(x, num_rows=4, y=None):
+    """A latent of each row, with a covariate and an offset that stands alone."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows, dim=-1):
+        offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
+        theta = pyro.sample("theta", dist.Normal(mu, 0.5))
+        pyro.sample("y", dist.Normal(theta + offset + x, 1.0), obs=y)
+
+
+def positive_location(y=None):
+    """A latent whose prior is a transformation of a normal."""
+    tau = pyro.sample("tau", dist.LogNormal(0.5, 0.3))
+    with pyro.plate("rows", 4, dim=-1):
+        pyro.sample("y", dist.Normal(tau, 1.0), obs=y)
+
+
+def parameter_location(y=None):
+    """The scale of the prior is a parameter."""
+    scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+    mu = pyro.sample("mu", dist.Normal(0.0, scale))
+    with pyro.plate("rows", 4, dim=-1):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def counts_and_rows(a=None, counts=None):
+    """A second site whose data may be whole numbers, beside the rows."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("count", dist.Poisson(3.0), obs=counts)
+    with pyro.plate("rows", 3, dim=-1):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=a)
+
+
+def two_sources(y=None, w=None, num_rows=2):
+    """One latent, seen once by `y` and less sharply by the rows of `w`."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    with pyro.plate("rows", num_rows, dim=-1):
+        pyro.sample("w", dist.Normal(z, 2.0), obs=w)
+
+
+def chain_of_data(y=None, w=None):
+    """The second observed site depends on the first."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    y = pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    pyro.sample("w", dist.Normal(y, 1.0), obs=w)
+
+
+def local_parameter(y=None):
+    """The guide standardises the latents of the rows by the model's own scale, a parameter."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)
+    with pyro.plate("rows", 4, dim=-1):
+        theta = pyro.sample("theta", dist.Normal(mu, scale))
+        pyro.sample("y", dist.Normal(theta, 0.5), obs=y)
+
+
+class NetworkModel:
+    """A model with a linear network on its covariate, whose weights start at zero."""
+
+    def __init__(self):
+        self.net = torch.nn.Linear(1, 1)
+        with torch.no_grad():
+            self.net.weight.zero_()
+            self.net.bias.zero_()
+
+    def __call__(self, x, y=None, kind=None):
+        net = pyro.module("net", self.net, update_module_params=True)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x), dim=-1):
+            pyro.sample("y", dist.Normal(z + net(x[:, None])[:, 0], 0.5), obs=y)
+
+
+def six_rows_behind_a_mask(is_there, y=None):
+    """The mask does not say how many rows there are."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 6), pyro.poutine.mask(mask=is_there):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def one_name_for_two(y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    shift = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z + shift, 1.0), obs=y)
+
+
+def one_name_for_two_observed(y=None):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+    pyro.sample("y", dist.Normal(z, 2.0), obs=y)
+
+
 MIXTURE_WEIGHTS = (0.3, 0.7)
 MIXTURE_SCALE = 0.3
 

@@ -6,34 +6,39 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
 
+from numpyro_amortize.alternatives import ObservedSites, read_observed
 from numpyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
 from numpyro_amortize.compiler import check_compiler
 from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
-from numpyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
-from numpyro_amortize.guides.chain import Conditionals, PosteriorChain, build_chain
+from numpyro_amortize.guides.call import (
+    CallValues,
+    check_call,
+    host_params,
+    read_call,
+    read_observations,
+)
+from numpyro_amortize.guides.chain import Conditionals, build_chain
 from numpyro_amortize.guides.host_plates import HostPlates
 from numpyro_amortize.guides.specifications import (
     check_specifications,
     resolve_densities,
     resolve_specifications,
 )
+from numpyro_amortize.guides.weights import NamedWeights, model_at
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
 from numpyro_amortize.reading import Parents, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
-
-PARAMS = "amortized$params"
-STANDARDISATION = "amortized$standardisation"
+from numpyro_amortize.tracing import keep_fixed
 
 
 class AmortizedGuide:
@@ -46,7 +51,8 @@ class AmortizedGuide:
 
     Args:
         model: A NumPyro model, unchanged.
-        observed: Name or names of the sites that carry data.
+        observed: Name or names of the sites that carry data; or alternatives, as
+            `[("y",), ("y", "w")]`, for a guide that answers for each of these sets of sites.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
             dimensions, or `{argument: None}` for one without a plate.
         groups: Index vectors, as `county` in `a[county]`: `{argument: (plate it points into,
@@ -83,7 +89,7 @@ class AmortizedGuide:
         self,
         model: Callable[..., Any],
         *,
-        observed: str | Sequence[str],
+        observed: ObservedSites,
         inputs: InputPlates | None = None,
         groups: IndexPlates | None = None,
         sizes: Mapping[str, str] | None = None,
@@ -93,7 +99,7 @@ class AmortizedGuide:
         parents: Parents = "auto",
     ) -> None:
         self.model = model
-        self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        self.observed, self.alternatives = read_observed(observed)
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
@@ -161,10 +167,12 @@ class AmortizedGuide:
             sizes=self.sizes,
             groups=self.groups,
             missing=self.missing,
+            alternatives=self.alternatives,
             parents=self._parents,
         )
+        model = keep_fixed(self.model, structure.constants)
         self.setup_call = (args, kwargs)
-        self.build(structure, measure(self.model, structure, calls))
+        self.build(structure, measure(model, structure, calls))
         return self
 
     def build(self, structure: ModelStructure, standardisation: Standardisation) -> None:
@@ -172,16 +180,10 @@ class AmortizedGuide:
         check_compiler()
         embeddings, densities = self.specifications(structure)
         chain = build_chain(structure, embeddings, densities, jax.random.key(0))
-        arrays, self._static = eqx.partition(chain, eqx.is_array)
-        paths, self._treedef = jax.tree_util.tree_flatten_with_path(arrays)
-        self._names = [_dotted(path) for path, _ in paths]
+        self._weights = NamedWeights(chain, structure)
         self._structure = structure
-        self._init_params = {
-            PARAMS: dict(zip(self._names, (leaf for _, leaf in paths), strict=True)),
-            # Read relative to its first entry: decoupled weight decay of a stock optimiser
-            # scales all entries alike and cancels.
-            STANDARDISATION: jnp.concatenate([jnp.ones(1), jnp.asarray(standardisation.vector())]),
-        }
+        self.model = keep_fixed(self.model, structure.constants)
+        self._init_params = self._weights.initial(standardisation)
 
     def specifications(
         self, structure: ModelStructure
@@ -236,6 +238,7 @@ class AmortizedGuide:
         plates = HostPlates(self.model, self.structure, args, kwargs)
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         params = {name: numpyro.param(name, value) for name, value in self._init_params.items()}
+        params |= host_params(self.model, self.structure, args, kwargs)
         call = self.call_values(args, kwargs, found)
         plates.open(call.sizes)
         return self._run(params, args, kwargs, found, call, 0, plates.sample)
@@ -348,13 +351,13 @@ class AmortizedGuide:
         Returns:
             Shape `(*batch, *aligned plates)` per site, in nats, constrained space.
         """
-        chain, standardisation = self._unpack_params(params)
+        chain, standardisation = self._weights.unpack(params)
         call = self.call_values(args, kwargs, observations, batch_dims, true_sizes)
         contexts = chain.contexts(standardisation, observations, call, batch_dims)
         known = conditionals or {}
         packed = {
             site.name: self._conditional(
-                site, args, kwargs, latents, batch_dims, known.get(site.name)
+                site, params, args, kwargs, latents, batch_dims, known.get(site.name)
             )
             for site in self.structure.latents
             if site.is_conditional
@@ -433,14 +436,14 @@ class AmortizedGuide:
         batch_dims: int,
         draw: Callable[[SiteInfo, dist.Distribution], Array],
     ) -> dict[str, Array]:
-        chain, standardisation = self._unpack_params(params)
+        chain, standardisation = self._weights.unpack(params)
         contexts = chain.contexts(standardisation, observations, call, batch_dims)
         latents: dict[str, Array] = {}
         features: dict[str, Array] = {}
         for site in self.structure.latents:
             conditionals: Conditionals = {}
             if site.is_conditional:
-                own = self._conditional(site, args, kwargs, latents, batch_dims)
+                own = self._conditional(site, params, args, kwargs, latents, batch_dims)
                 conditionals = {site.name: own}
             distribution = chain.distribution(
                 site, standardisation, contexts, features, conditionals
@@ -449,13 +452,6 @@ class AmortizedGuide:
             latents[site.name] = value
             features[site.name] = chain.parent_features(standardisation, site, value, batch_dims)
         return latents
-
-    def _unpack_params(self, params: Mapping[str, Any]) -> tuple[PosteriorChain, Standardisation]:
-        leaves = [params[PARAMS][name] for name in self._names]
-        arrays = jax.tree_util.tree_unflatten(self._treedef, leaves)
-        vector = jax.lax.stop_gradient(params[STANDARDISATION])
-        constants = Standardisation.from_vector(self.structure, vector[1:] / vector[0])
-        return eqx.combine(arrays, self._static), constants
 
     def call_values(
         self,
@@ -473,6 +469,7 @@ class AmortizedGuide:
     def _conditional(
         self,
         site: SiteInfo,
+        params: Mapping[str, Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         latents: Mapping[str, Array],
@@ -482,12 +479,6 @@ class AmortizedGuide:
         if known is None:
             parents = {other: latents[other] for other in latents if other != site.name}
             known = conditional_location_scale(
-                self.model, args, kwargs, site.name, parents, batch_dims
+                model_at(self.model, params), args, kwargs, site.name, parents, batch_dims
             )
         return pack_moments(self.structure, site, known, batch_dims)
-
-
-def _dotted(path: Sequence[Any]) -> str:
-    """The name of a weight, the same as in the other package's state dict."""
-    names = (getattr(key, "name", getattr(key, "idx", getattr(key, "key", key))) for key in path)
-    return ".".join(map(str, names))

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpyro
 from jax import Array
 
 from numpyro_amortize.arguments import (
@@ -14,13 +16,14 @@ from numpyro_amortize.arguments import (
     check_indices,
     check_inputs_finite,
     index_argument_problems,
+    masks_named,
     read_settings,
 )
-from numpyro_amortize.checks import read_data
+from numpyro_amortize.checks import read_data_and_sizes
 from numpyro_amortize.missing import mark_missing
 from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
-from numpyro_amortize.tracing import plate_sizes, subsample_sizes
+from numpyro_amortize.tracing import plate_sizes, run_model, subsample_sizes
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,19 @@ def read_observations(
                     f"{size} rows. To condition on rows that you choose, pass them as the whole "
                     "data, with a plate that is not subsampled"
                 )
-    found = read_data(model, args, kwargs, rows) if given is None else given
-    checked = check_observations(structure, found, batch_dims)
-    return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
+    arguments = bound_arguments(model, args, kwargs).arguments
+    sizes: Mapping[str, int] = {}
+    if given is None:
+        with masks_named(arguments, structure.missing):
+            found, sizes = read_data_and_sizes(model, args, kwargs, rows)
+    else:
+        found = dict(given)
+    found = {name: value for name, value in found.items() if name not in structure.constants}
+    absent = [name for name in structure.optional if found.get(name) is None]
+    if given is not None and (absent or batch_dims):
+        sizes = plate_sizes(model, args, kwargs)
+    checked = check_observations(structure, found, batch_dims, sizes)
+    return mark_missing(structure, arguments, checked)
 
 
 def read_call(
@@ -151,3 +164,32 @@ def read_call(
         factors=factors,
         true_sizes=true_sizes,
     )
+
+
+def host_params(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The model's own parameters at the host's values, where a guide runs its model.
+
+    Such runs are hidden from the host, so the parameters are stated once more in the guide.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+
+    Returns:
+        Values by name; none if no latent is standardised by the model.
+    """
+    if not any(site.is_conditional for site in structure.latents):
+        return {}
+    trace = run_model(model, args, kwargs, jax.random.key(0))
+    return {
+        name: numpyro.param(name, site["value"], **site["kwargs"])
+        for name, site in trace.items()
+        if site["type"] == "param"
+    }

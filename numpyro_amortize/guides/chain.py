@@ -94,7 +94,7 @@ class PosteriorChain(eqx.Module):
             loc, scale = standardisation.data[site.name]
             value = pack_plain(structure, site, observations[site.name], batch_dims)
             is_there = None
-            if structure.may_miss(site.name):
+            if site.name in structure.incomplete:
                 is_there = ~jnp.any(jnp.isnan(value), axis=-1, keepdims=True)
             present = existing(site.plates, structure.plate_dims, value, call.true_sizes)
             if is_there is not None:
@@ -367,7 +367,7 @@ def build_chain(
             for item in structure.inputs
             if structure.is_over(site, item.plates)
         )
-        num_inputs += structure.may_miss(site.name)  # whether the event is there
+        num_inputs += site.name in structure.incomplete  # whether the event is there
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
         embedding = embeddings[site.name]
         networks.append(embedding.build(site.event_shape, num_inputs, sources, own))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO
@@ -18,7 +19,7 @@ from numpyro_amortize.pooling import existing
 from numpyro_amortize.simulate import Simulations, finite_rows, simulate_rows
 from numpyro_amortize.standardisation import Moments
 from numpyro_amortize.structure import ModelStructure
-from numpyro_amortize.tracing import subsample_sizes
+from numpyro_amortize.tracing import keep_fixed, subsample_sizes
 
 _HELD_OUT_FRACTION = 0.1
 
@@ -233,6 +234,7 @@ class NPE(ELBO):
         args, kwargs = call if self.model_args is None else self.draw_arguments(argument_key)
         guide.setup(*args, **kwargs)
         structure = guide.structure
+        model = keep_fixed(model, structure.constants)
         if structure.factors:
             raise ValueError(
                 f"factor site '{structure.factors[0].name}': NPE learns from simulations "
@@ -251,6 +253,7 @@ class NPE(ELBO):
             )
         else:
             bank = self.simulations
+            _check_bank(structure.constants, bank)
             values = _bank_rows(bank, self.num_simulations, rng_key, is_held_out=is_held_out)
             moments = None
         names = [site.name for site in (*structure.latents, *structure.observed)]
@@ -311,6 +314,14 @@ class NPE(ELBO):
                 rates = self.missing * jax.random.uniform(own, (shape[0],) + (1,) * len(shape[1:]))
                 is_missing = jax.random.uniform(jax.random.fold_in(own, 1), shape) < rates
             data[info.site] = hide(structure, info.site, data[info.site], is_missing)
+        if structure.alternatives:
+            num, own = len(next(iter(data.values()))), jax.random.fold_in(rng_key, 2)
+            chosen = jax.random.randint(own, (num,), 0, len(structure.alternatives))
+            for name in structure.optional:
+                lacks = jnp.array([name not in each for each in structure.alternatives])
+                ones = (1,) * (is_present(structure, name, data[name]).ndim - 1)
+                is_missing = lacks[chosen].reshape(-1, *ones)
+                data[name] = hide(structure, name, data[name], is_missing)
         return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
 
 
@@ -335,6 +346,17 @@ def check_guide(guide: Any) -> None:
             "NPE needs a guide that scores given latents (site_log_probs); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
+
+
+def _check_bank(constants: Sequence[str], bank: Simulations) -> None:
+    """Raise a ValueError if sites that the guide takes for constants are drawn in a bank."""
+    for name in constants:
+        values = np.asarray(bank[name])
+        if (values != values[:1]).any():
+            raise ValueError(
+                f"simulations: site '{name}' is a constant of the guide's model but is drawn in "
+                "this bank. Make it after guide.setup(...), with simulate(guide.model, ...)"
+            )
 
 
 def _check_subsamples(

@@ -12,6 +12,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_amortize.alternatives import ObservedSites, read_observed
 from pyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
 from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
@@ -29,7 +30,7 @@ from pyro_amortize.reading import Parents, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
-from pyro_amortize.tracing import seeded
+from pyro_amortize.tracing import keep_fixed, seeded
 
 
 class AmortizedGuide(PyroModule):
@@ -42,7 +43,8 @@ class AmortizedGuide(PyroModule):
 
     Args:
         model: A Pyro model, unchanged.
-        observed: Name or names of the sites that carry data.
+        observed: Name or names of the sites that carry data; or alternatives, as
+            `[("y",), ("y", "w")]`, for a guide that answers for each of these sets of sites.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
             dimensions, or `{argument: None}` for one without a plate.
         groups: Index vectors, as `county` in `a[..., county]`: `{argument: (plate it points
@@ -82,7 +84,7 @@ class AmortizedGuide(PyroModule):
         self,
         model: Callable[..., Any],
         *,
-        observed: str | Sequence[str],
+        observed: ObservedSites,
         inputs: InputPlates | None = None,
         groups: IndexPlates | None = None,
         sizes: Mapping[str, str] | None = None,
@@ -93,7 +95,7 @@ class AmortizedGuide(PyroModule):
     ) -> None:
         super().__init__()
         self._model = (model,)  # not a submodule, whatever it is
-        self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        self.observed, self.alternatives = read_observed(observed)
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
@@ -110,7 +112,7 @@ class AmortizedGuide(PyroModule):
 
     @property
     def model(self) -> Callable[..., Any]:
-        """The model that the guide was made for."""
+        """The model that the guide was made for; its constants are kept wherever it runs."""
         return self._model[0]
 
     @property
@@ -174,13 +176,14 @@ class AmortizedGuide(PyroModule):
             sizes=self.sizes,
             groups=self.groups,
             missing=self.missing,
+            alternatives=self.alternatives,
             parents=self._parents,
         )
+        model = keep_fixed(self.model, structure.constants)
         self.setup_call = (args, kwargs)
-        self.vectorization_problem = vectorization_problem(self.model, args, kwargs)
+        self.vectorization_problem = vectorization_problem(model, args, kwargs)
         self.build(
-            structure,
-            measure(self.model, structure, calls, is_vectorized=self.is_vectorized).vector(),
+            structure, measure(model, structure, calls, is_vectorized=self.is_vectorized).vector()
         )
         return self
 
@@ -192,6 +195,7 @@ class AmortizedGuide(PyroModule):
         self.chain = chain.to(standardisation.device)
         self.register_buffer("standardisation", standardisation)
         self._structure = structure
+        self._model = (keep_fixed(self.model, structure.constants),)
         self._initial = [parameter.detach().clone() for parameter in chain.parameters()]
 
     def specifications(
@@ -225,7 +229,7 @@ class AmortizedGuide(PyroModule):
 
     def _share(self, unbound: AmortizedGuide) -> None:
         """Take over the set-up of the guide that this one was bound from."""
-        for name in ("_structure", "_initial", "setup_call", "vectorization_problem"):
+        for name in ("_model", "_structure", "_initial", "setup_call", "vectorization_problem"):
             setattr(self, name, getattr(unbound, name))
 
     def forward(

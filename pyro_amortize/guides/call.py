@@ -15,7 +15,7 @@ from pyro_amortize.arguments import (
     index_argument_problems,
     read_settings,
 )
-from pyro_amortize.checks import read_data
+from pyro_amortize.checks import read_data_and_sizes
 from pyro_amortize.missing import mark_missing
 from pyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from pyro_amortize.structure import ModelStructure
@@ -97,10 +97,16 @@ def read_observations(
                     f"{size} rows. To condition on rows that you choose, pass them as the whole "
                     "data, with a plate that is not subsampled"
                 )
-    found = given
-    if found is None:
-        found = _read_call_data(model, structure, args, kwargs, rows)
-    checked = check_observations(structure, found, batch_dims)
+    sizes: Mapping[str, int] = {}
+    if given is None:
+        found, sizes = _read_call_data(model, structure, args, kwargs, rows)
+    else:
+        found = dict(given)
+    found = {name: value for name, value in found.items() if name not in structure.constants}
+    absent = [name for name in structure.optional if found.get(name) is None]
+    if given is not None and (absent or batch_dims):
+        sizes = plate_sizes(model, args, kwargs)
+    checked = check_observations(structure, found, batch_dims, sizes)
     return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
 
 
@@ -155,8 +161,8 @@ def _read_call_data(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     rows: Mapping[str, Tensor] | None,
-) -> dict[str, Tensor]:
-    """The data of a call, by tracing the model where its plates can be opened.
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The data of a call and its plate sizes, by tracing the model where its plates can be opened.
 
     Args:
         model: The user's model.
@@ -166,13 +172,13 @@ def _read_call_data(
         rows: For each subsampled plate the indices of its rows in this call, or None.
 
     Returns:
-        Observed values by site.
+        Observed values by site, and the number of rows of every plate.
 
     Raises:
         ValueError: If the host keeps a plate open where the model has its own.
     """
     try:
-        return read_data(model, args, kwargs, rows)
+        return read_data_and_sizes(model, args, kwargs, rows)
     except ValueError as error:
         if not any(is_taken(plate.dim) for plate in structure.plates.values()):
             raise

@@ -98,7 +98,7 @@ class PosteriorChain(nn.Module):
             loc, scale = standardisation.data[site.name]
             value = pack_plain(structure, site, observations[site.name], batch_dims)
             present = None
-            if structure.may_miss(site.name):
+            if site.name in structure.incomplete:
                 present = ~torch.isnan(value).any(-1, keepdim=True)
             pooling = Pooling(
                 structure,
@@ -361,7 +361,7 @@ def build_chain(
             for item in structure.inputs
             if structure.is_over(site, item.plates)
         )
-        num_inputs += structure.may_miss(site.name)  # whether the event is there
+        num_inputs += site.name in structure.incomplete  # whether the event is there
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
         embedding = embeddings[site.name]
         networks.append(embedding.build(site.event_shape, num_inputs, sources))

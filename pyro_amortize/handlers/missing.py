@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,16 +11,19 @@ from pyro.poutine.messenger import Messenger
 from pyro_amortize.tracing import is_factor, seeded
 
 
-def fill_missing(fn: Callable[..., Any]) -> Callable[..., Any]:
+def fill_missing(
+    fn: Callable[..., Any], *, optional: str | Sequence[str] = ()
+) -> Callable[..., Any]:
     """Leaves NaN in observed data out of the likelihood, with finite gradients.
 
     Around a model, as `SVI(fill_missing(model), guide, ...)`: every observed value that is NaN
     gives way to a draw of its own distribution and is masked, in addition to the model's own
     masks. An event counts as missing as a whole if part of it is. `fit` does it by itself for
-    guides made with `missing=`.
+    guides made with `missing=` or with alternatives in `observed=`.
 
     Args:
         fn: The model.
+        optional: Sites that carry data in some calls only: without data they are left out.
 
     Returns:
         The model with its missing data left out.
@@ -38,12 +41,21 @@ def fill_missing(fn: Callable[..., Any]) -> Callable[..., Any]:
         >>> trace.nodes["y"]["log_prob"].tolist()[1]
         0.0
     """
-    return _FillMissing()(fn)
+    return _FillMissing((optional,) if isinstance(optional, str) else tuple(optional))(fn)
 
 
 class _FillMissing(Messenger):
+    def __init__(self, optional: tuple[str, ...]) -> None:
+        super().__init__()
+        self.optional = optional
+
     def _pyro_sample(self, msg: Any) -> None:
         value, fn = msg["value"], msg["fn"]
+        if msg["name"] in self.optional and not msg["is_observed"]:
+            with torch.no_grad(), seeded(0):
+                msg["value"] = fn.sample()
+            msg["is_observed"], msg["mask"] = True, False
+            return
         if not msg["is_observed"] or is_factor(msg) or not value.is_floating_point():
             return
         present = ~torch.isnan(value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
@@ -16,7 +17,7 @@ from pyro_amortize.missing import hide, is_present, mark_missing
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
 from pyro_amortize.standardisation import Moments
 from pyro_amortize.structure import ModelStructure
-from pyro_amortize.tracing import subsample_sizes
+from pyro_amortize.tracing import keep_fixed, subsample_sizes
 
 _HELD_OUT_FRACTION = 0.1
 _BANK_SIZE = 10_000  # of a model that cannot be vectorised
@@ -128,9 +129,12 @@ class NPE(ELBO):
         kwargs: Mapping[str, Any],
     ) -> tuple[Any, Any]:
         """One simulation as the host's traces: the model's, and the guide's at its latents."""
-        rows = simulate(model, 1, args=args, kwargs=kwargs, method="loop").sites
+        guide.setup(*args, **kwargs)
+        kept = keep_fixed(model, guide.structure.constants)
+        rows = simulate(kept, 1, args=args, kwargs=kwargs, method="loop").sites
         values = {name: value[0] for name, value in rows.items()}
-        observations = {name: values[name] for name in guide.observed}
+        alternatives = guide.structure.alternatives or (guide.observed,)
+        observations = {name: values[name] for name in alternatives[0]}
         model_trace = poutine.trace(poutine.condition(model, data=values)).get_trace(
             *args, **kwargs
         )
@@ -229,6 +233,7 @@ class NPE(ELBO):
         args, kwargs = call if self.model_args is None else self.draw_arguments()
         guide.setup(*args, **kwargs)
         structure = guide.structure
+        model = keep_fixed(model, structure.constants)
         if structure.factors:
             raise ValueError(
                 f"factor site '{structure.factors[0].name}': NPE learns from simulations "
@@ -248,6 +253,7 @@ class NPE(ELBO):
                 nesting=structure.max_plate_nesting,
             )
         else:
+            _check_bank(structure.constants, self.simulations)
             values = _bank_rows(self.simulations, self.num_simulations, is_held_out=is_held_out)
             moments = None
         names = [site.name for site in (*structure.latents, *structure.observed)]
@@ -314,6 +320,14 @@ class NPE(ELBO):
                 rates = self.missing * torch.rand((len(present), *ones), device=device)
                 is_missing = torch.rand(present.shape, device=device) < rates
             data[info.site] = hide(structure, info.site, data[info.site], is_missing)
+        if structure.alternatives:
+            num = len(next(iter(data.values())))
+            chosen = torch.randint(len(structure.alternatives), (num,))
+            for name in structure.optional:
+                lacks = torch.tensor([name not in each for each in structure.alternatives])
+                ones = (1,) * (is_present(structure, name, data[name]).ndim - 1)
+                is_missing = lacks[chosen].to(data[name].device).reshape(-1, *ones)
+                data[name] = hide(structure, name, data[name], is_missing)
         return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
 
 
@@ -336,6 +350,17 @@ def check_guide(guide: Any) -> None:
             "NPE needs a guide that scores given latents (site_log_probs); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
+
+
+def _check_bank(constants: Sequence[str], bank: Simulations) -> None:
+    """Raise a ValueError if sites that the guide takes for constants are drawn in a bank."""
+    for name in constants:
+        values = np.asarray(bank[name])
+        if (values != values[:1]).any():
+            raise ValueError(
+                f"simulations: site '{name}' is a constant of the guide's model but is drawn in "
+                "this bank. Make it after guide.setup(...), with simulate(guide.model, ...)"
+            )
 
 
 def _check_subsamples(

@@ -52,6 +52,8 @@ def refusal(host, name, *args, observed="y", **options):
         ("masked_whole", {"observed": "x"}, "site 'x': is masked, and the guide"),
         ("masked_inside_event", {}, "site 'y': is masked, and the guide would not see by what"),
         ("scaled", {}, "site 'y': scaled sites are not supported"),
+        ("one_name_for_two", {}, "site 'z': 2 sites of the model have this name"),
+        ("one_name_for_two_observed", {}, "site 'y': 2 sites of the model have this name"),
         (
             "conjugate_normal",
             {"observed": "x", "inputs": {"w": None}},
@@ -222,6 +224,48 @@ def test_observed_sites_that_disagree_on_a_size(host):
     data = {"a": np.zeros(3), "b": np.zeros(4)}
     with pytest.raises(ValueError, match="plate 'rows': site 'b' has 4 elements along it"):
         guide.find_observations((), {}, data)
+
+
+def test_data_that_disagree_with_the_size_of_a_plate(host, amortized):
+    """A plate of the guide with another number of rows would change what the host scores."""
+    y = host.array(np.zeros(6))
+    message = "plate 'groups': has 8 elements in this call of the model, but the data have 6"
+    with pytest.raises(ValueError, match=message):
+        amortized.at(y=y)
+    with pytest.raises(ValueError, match=message):
+        amortized.at_each(observations={"y": np.zeros((3, 6), "float32")})
+    with pytest.raises(ValueError, match=message):
+        host.fit(amortized.guide.model, amortized.guide, host.trace_elbo(), args=(y,), num_steps=1)
+    model = host.models.conjugate_normal
+    fixed = host.untrained(model, host.guide(model, observed="x"))
+    with pytest.raises(ValueError, match="plate 'rows': has 20 elements in this call"):
+        fixed.at(x=y)
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 6)])
+def test_a_mask_of_another_shape(host, shape):
+    model, mask = host.models.six_rows_behind_a_mask, host.array(np.ones(shape, bool))
+    options = {"observed": "y", "missing": {"is_there": "y"}}
+    with pytest.raises(ValueError, match="'is_there': expected|'y': batch shape"):
+        host.guide(model, **options).setup(mask)
+    amortized = host.untrained(model, host.guide(model, **options), host.array(np.ones(6, bool)))
+    y = host.array(np.zeros(6))
+    with pytest.raises(ValueError, match="missing 'is_there': expected|site 'y': expected shape"):
+        amortized.at(mask, y=y)
+
+
+def test_a_mask_beside_data_of_another_size(host):
+    model = host.models.rows_behind_a_mask
+    guide = host.guide(model, observed="y", missing={"is_there": "y"})
+    mask, y = np.ones(5, bool), np.zeros(6)
+    amortized = host.untrained(model, guide, host.array(mask))
+    with pytest.raises(ValueError, match="plate 'rows': has 5 elements in this call"):
+        amortized.at(host.array(mask), y=host.array(y))
+    mark = host.module("missing").mark_missing
+    with pytest.raises(
+        ValueError, match=r"missing 'is_there': expected shape \(6,\), that of site"
+    ):
+        mark(guide.structure, {"is_there": host.array(mask)}, {"y": host.array(y)})
 
 
 def test_plain_argument_that_changes(host):

@@ -99,7 +99,7 @@ def test_ignored_conditional_scale_of_a_local_latent(host, monkeypatch):
 
 
 def _chain(host, guide):
-    return guide._chain() if host.name == "pyro" else guide._unpack_params(guide.init_params())[0]
+    return guide._chain() if host.name == "pyro" else guide._weights.unpack(guide.init_params())[0]
 
 
 def test_sign_of_k_hat(host, monkeypatch):
