@@ -13,6 +13,7 @@ from jax import Array
 from numpyro import handlers
 
 from numpyro_amortize.arguments import bound_arguments, given_arguments, is_array
+from numpyro_amortize.covariates import input_values
 from numpyro_amortize.levels import GroupInfo
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import is_factor, log_densities, run_model, site_values
@@ -60,7 +61,8 @@ def argument_problems(
 
     Each undeclared array is perturbed under one key. If draws change, either the argument is
     data (some observed value changes too): the model reads its data while it simulates; or
-    it is an input that nobody declared.
+    it is an input that nobody declared, unless the model uses it only through deterministic
+    sites that are inputs: held at their values, nothing moves.
 
     Args:
         model: The user's model.
@@ -76,6 +78,9 @@ def argument_problems(
     key = jax.random.key(_KEY)
     simulated = site_values(run_model(model, args, kwargs, key))
     data = read_data(model, args, kwargs)
+    computed = [
+        site for site in inputs if site in simulated and site not in bound.signature.parameters
+    ]
     problems = []
     for name, value in bound.arguments.items():
         if name in inputs or not is_array(value):
@@ -93,13 +98,23 @@ def argument_problems(
                 f"{moved} change with it). Write the model so that later values come from its "
                 "own earlier draws, for example with numpyro.contrib.control_flow.scan"
             )
-        else:
+            continue
+        held = {site: simulated[site] for site in computed}
+        again = site_values(run_model(model, call.args, call.kwargs, key, values=held))
+        followed = [site for site in computed if site in moved]
+        moved = sorted(site for site in simulated if not _same(simulated[site], again[site]))
+        if moved:
             problems.append(
                 f"argument '{name}': changes sites {moved} but is not declared, so the guide "
                 f"would not see it. Pass inputs={{'{name}': plate}} with the plate that its "
                 f"leading dimension follows, or inputs={{'{name}': None}} if it has none; if it "
                 f"is an index vector, groups={{'{name}': (plate it points into, its own plate)}}"
             )
+            if followed:
+                problems[-1] += (
+                    f". Through the inputs {followed} the guide sees it only where the model uses "
+                    "what their statements return: x = deterministic('x', ...)"
+                )
     return problems
 
 
@@ -127,6 +142,12 @@ class PlateCheck:
             name: jnp.asarray(site["value"])
             for name, site in trace.items()
             if site["type"] == "sample" and not is_factor(site)
+        }
+        self._inputs = input_values(model, args, kwargs, structure.inputs)
+        self._computed = {
+            item.name: jnp.shape(trace[item.name]["value"])
+            for item in structure.inputs
+            if item.is_site
         }
         self._base = log_densities(trace)
         self._axes = {name: _plate_axes(trace[name]) for name in self._base}
@@ -233,7 +254,15 @@ class PlateCheck:
     def _densities(
         self, values: Mapping[str, Array], inputs: Mapping[str, Array]
     ) -> dict[str, Array]:
-        changed = dict(self._bound.arguments) | dict(inputs)
+        computed = {
+            name: value.reshape(self._computed[name])
+            for name, value in inputs.items()
+            if name in self._computed
+        }
+        values = {**values, **computed}
+        changed = dict(self._bound.arguments) | {
+            name: value for name, value in inputs.items() if name not in computed
+        }
         call = inspect.BoundArguments(self._bound.signature, changed)
         return log_densities(
             run_model(self._model, call.args, call.kwargs, jax.random.key(_KEY), values=values)
@@ -248,7 +277,7 @@ class PlateCheck:
             for name, value in self._values.items()
         }
         inputs = {
-            item.name: jnp.roll(self._bound.arguments[item.name], 1, item.plates.index(plate))
+            item.name: jnp.roll(self._inputs[item.name], 1, item.plates.index(plate))
             for item in self._structure.inputs
             if plate in item.plates
         } | self._rolled_indices(plate)
@@ -280,8 +309,7 @@ class PlateCheck:
         item = next(item for item in self._structure.inputs if item.name == name)
         if plate not in item.plates:
             return None
-        value = jnp.asarray(self._bound.arguments[name])
-        changed = _first_replaced(value, item.plates.index(plate))
+        changed = _first_replaced(self._inputs[name], item.plates.index(plate))
         return self._first_changed(plate, self._densities(self._values, {name: changed}))
 
     def _first_changed(self, plate: str, after: Mapping[str, Array]) -> str | None:

@@ -15,18 +15,18 @@ from numpyro.primitives import Messenger
 
 from numpyro_amortize.arguments import (
     IndexPlates,
-    InputPlates,
     MissingSites,
     bound_arguments,
     group_problems,
     index_argument_problems,
     missing_infos,
     missing_problems,
-    read_inputs,
     read_settings,
+    size_problems,
     with_nothing_missing,
 )
 from numpyro_amortize.checks import PlateCheck, argument_problems, read_data
+from numpyro_amortize.covariates import InputPlates, read_inputs
 from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
@@ -35,6 +35,7 @@ from numpyro_amortize.supports import SUPPORTED, Support, read_support, site_sup
 from numpyro_amortize.tracing import (
     Trace,
     base_distribution,
+    carries_plates,
     is_factor,
     is_masked,
     location_scale,
@@ -86,8 +87,11 @@ def read_structure(
     masked_call = args, kwargs
     args, kwargs = with_nothing_missing(model, args, kwargs, absent)
     proper = _ImproperPriors(model)
-    trace = run_model(proper, args, kwargs, jax.random.key(0))
-    again = run_model(proper, args, kwargs, jax.random.key(1))
+
+    def run(seed: int) -> Trace:
+        return run_model(proper, args, kwargs, jax.random.key(seed))
+
+    trace, again = run(0), run(1)
     problems += proper.problems()
     sites = {
         name: site
@@ -100,14 +104,12 @@ def read_structure(
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
     problems += group_problems(model, args, kwargs, group_infos, plates)
-    input_infos, input_problem_list = read_inputs(model, args, kwargs, inputs, sizes, plates)
+    problems += size_problems(arguments, sizes, plates)
+    input_infos, input_problem_list = read_inputs(arguments, inputs, plates, trace, run)
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, observed, plates)
     problems += support_problems
-    problems += range_problems(
-        {site.name: site.support for site in latent_sites},
-        lambda seed: run_model(proper, args, kwargs, jax.random.key(seed)),
-    )
+    problems += range_problems({site.name: site.support for site in latent_sites}, run)
     if problems:
         raise _report(problems)
 
@@ -388,11 +390,9 @@ def _site_plates(
 def _read_deterministic(site: Mapping[str, Any], plates: Mapping[str, PlateInfo]) -> SiteInfo:
     """A deterministic site; its value need not follow the plates that it is written in."""
     shape = jnp.shape(site["value"])
-    frames = site["cond_indep_stack"]
-    depth = max((-frame.dim for frame in frames), default=0)
-    batch = shape[:depth]
-    if len(batch) < depth or any(batch[depth + frame.dim] != frame.size for frame in frames):
+    if not carries_plates(site):
         return SiteInfo(site["name"], shape)
+    depth = max((-frame.dim for frame in site["cond_indep_stack"]), default=0)
     return SiteInfo(
         site["name"],
         shape[depth:],

@@ -69,17 +69,19 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """A model argument that is a covariate.
+    """A covariate: an argument of the model, or what it computes from its arguments.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument or deterministic site.
         plates: Plates that its leading dimensions follow.
         event_shape: Its remaining shape.
+        is_site: Whether it is a deterministic site.
     """
 
     name: str
     plates: tuple[str, ...]
     event_shape: tuple[int, ...]
+    is_site: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,24 @@ class ModelStructure:
         """Plates of which a call of the model may look at some rows only."""
         return tuple(name for name, plate in self.plates.items() if plate.is_subsampled)
 
+    def companions(self, site: SiteInfo) -> tuple[SiteInfo, ...]:
+        """Observed sites whose values each row of an observed site reads beside its own.
+
+        Of two sites in the same plates the later one reads the earlier: what only the pairs
+        of their values say, such as a slope, must meet before any pooling.
+        """
+        names = [each.name for each in self.observed]
+        return tuple(
+            other
+            for other in self.observed
+            if other != site
+            and self.is_over(site, other.plates)
+            and (
+                not self.is_over(other, site.plates)
+                or names.index(other.name) < names.index(site.name)
+            )
+        )
+
     def may_miss(self, name: str) -> bool:
         """Whether values of an observed site may be missing."""
         return any(info.site == name for info in self.missing)
@@ -235,7 +255,12 @@ class ModelStructure:
             latents=tuple(site(item) for item in state["latents"]),
             observed=tuple(site(item) for item in state["observed"]),
             inputs=tuple(
-                InputInfo(item["name"], tuple(item["plates"]), tuple(item["event_shape"]))
+                InputInfo(
+                    item["name"],
+                    tuple(item["plates"]),
+                    tuple(item["event_shape"]),
+                    item["is_site"],
+                )
                 for item in state["inputs"]
             ),
             plates={name: PlateInfo(**item) for name, item in state["plates"].items()},

@@ -24,6 +24,7 @@ _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
 _SERIES = PROBLEMS["autoregression"]
 _BLOB = PROBLEMS["blob_image"]
+_LINE = PROBLEMS["line"]
 
 
 def conjugate_normal(x=None):
@@ -200,6 +201,66 @@ def regression_as(kind):
     if kind == "partial":
         return partial(Regression(), noise=1.0)
     return {"module": RegressionModule, "object": Regression}[kind]()
+
+
+def line(x=None, y=None, num_rows=_LINE.num_rows):
+    """Regression on covariates that the model draws, and that are observed too."""
+    intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows, dim=-1):
+        x = numpyro.sample("x", dist.Normal(0.0, _LINE.spread), obs=x)
+        numpyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def line_through(x, y=None):
+    """The same regression on given covariates."""
+    intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(x), dim=-1):
+        numpyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def line_through_logarithms(exposure, y=None):
+    """The same again, on a covariate that the model computes."""
+    intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(exposure), dim=-1):
+        x = numpyro.deterministic("x", jnp.log(exposure))
+        numpyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def unused_deterministic(exposure, y=None):
+    """The value of the statement is recorded and not used."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(exposure), dim=-1):
+        numpyro.deterministic("x", jnp.log(exposure))
+        numpyro.sample("y", dist.Normal(z + jnp.log(exposure), 1.0), obs=y)
+
+
+def two_deterministics(exposure, y=None):
+    """One is computed from an argument, one from a latent; rows are on the left."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(exposure), dim=-2):
+        x = numpyro.deterministic("x", jnp.log(exposure)[..., None])
+        mean = numpyro.deterministic("mean", z + x)
+        with numpyro.plate("columns", 2, dim=-1):
+            numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def half_of_an_argument(exposure, y=None):
+    """The input says less of the argument than the model uses."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(exposure), dim=-1):
+        x = numpyro.deterministic("x", jnp.log(exposure))
+        numpyro.sample("y", dist.Normal(z + x, exposure), obs=y)
+
+
+def constants_as_a_site(y=None, num_rows=6):
+    """What differs between rows is a constant of the model, said in a deterministic site."""
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows, dim=-1):
+        t = numpyro.deterministic("t", jnp.arange(num_rows) / num_rows)
+        numpyro.sample("y", dist.Normal(slope * t, 1.0), obs=y)
 
 
 SUPPORTS = {

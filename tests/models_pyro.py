@@ -25,6 +25,7 @@ _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
 _SERIES = PROBLEMS["autoregression"]
 _BLOB = PROBLEMS["blob_image"]
+_LINE = PROBLEMS["line"]
 
 
 def conjugate_normal(x=None):
@@ -206,6 +207,66 @@ def regression_as(kind):
     if kind == "partial":
         return partial(Regression(), noise=1.0)
     return {"module": RegressionModule, "object": Regression}[kind]()
+
+
+def line(x=None, y=None, num_rows=_LINE.num_rows):
+    """Regression on covariates that the model draws, and that are observed too."""
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows, dim=-1):
+        x = pyro.sample("x", dist.Normal(0.0, _LINE.spread), obs=x)
+        pyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def line_through(x, y=None):
+    """The same regression on given covariates."""
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def line_through_logarithms(exposure, y=None):
+    """The same again, on a covariate that the model computes."""
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(exposure), dim=-1):
+        x = pyro.deterministic("x", torch.log(exposure))
+        pyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def unused_deterministic(exposure, y=None):
+    """The value of the statement is recorded and not used."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(exposure), dim=-1):
+        pyro.deterministic("x", torch.log(exposure))
+        pyro.sample("y", dist.Normal(z + torch.log(exposure), 1.0), obs=y)
+
+
+def two_deterministics(exposure, y=None):
+    """One is computed from an argument, one from a latent; rows are on the left."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(exposure), dim=-2):
+        x = pyro.deterministic("x", torch.log(exposure)[..., None])
+        mean = pyro.deterministic("mean", z + x)
+        with pyro.plate("columns", 2, dim=-1):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def half_of_an_argument(exposure, y=None):
+    """The input says less of the argument than the model uses."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(exposure), dim=-1):
+        x = pyro.deterministic("x", torch.log(exposure))
+        pyro.sample("y", dist.Normal(z + x, exposure), obs=y)
+
+
+def constants_as_a_site(y=None, num_rows=6):
+    """What differs between rows is a constant of the model, said in a deterministic site."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows, dim=-1):
+        t = pyro.deterministic("t", torch.arange(num_rows) / num_rows)
+        pyro.sample("y", dist.Normal(slope * t, 1.0), obs=y)
 
 
 SUPPORTS = {

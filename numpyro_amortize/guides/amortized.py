@@ -13,7 +13,8 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 
-from numpyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
+from numpyro_amortize.arguments import IndexPlates, MissingSites
+from numpyro_amortize.covariates import InputPlates
 from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
 from numpyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
@@ -47,7 +48,8 @@ class AmortizedGuide:
         model: A NumPyro model, unchanged.
         observed: Name or names of the sites that carry data.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
-            dimensions, or `{argument: None}` for one without a plate.
+            dimensions, or `{argument: None}` for one without a plate. A deterministic site that
+            the model computes from its arguments, and whose value it uses, counts too.
         groups: Index vectors, as `county` in `a[county]`: `{argument: (plate it points into,
             plate it runs along)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between

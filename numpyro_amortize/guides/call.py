@@ -12,11 +12,11 @@ from jax import Array
 from numpyro_amortize.arguments import (
     bound_arguments,
     check_indices,
-    check_inputs_finite,
     index_argument_problems,
     read_settings,
 )
 from numpyro_amortize.checks import read_data
+from numpyro_amortize.covariates import check_inputs_finite, input_values
 from numpyro_amortize.missing import mark_missing
 from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
@@ -57,8 +57,8 @@ def check_call(
         sizes: For each argument that is a plate size, that plate.
     """
     check_settings(structure, read_settings(model, args, kwargs, sizes))
+    check_inputs_finite(input_values(model, args, kwargs, structure.inputs))
     arguments = bound_arguments(model, args, kwargs).arguments
-    check_inputs_finite(arguments, structure.inputs)
     for problem in index_argument_problems(arguments, structure.groups, sizes):
         raise ValueError(problem)
 
@@ -129,9 +129,8 @@ def read_call(
     """
     sizes = data_plate_sizes(structure, observations, batch_dims)
     arguments: Mapping[str, Any] = {}
-    if structure.inputs or structure.groups:
-        arguments = bound_arguments(model, args, kwargs).arguments
     if structure.groups:
+        arguments = bound_arguments(model, args, kwargs).arguments
         own = plate_sizes(model, args, kwargs)
         pointed = {group.plate for group in structure.groups} - set(sizes)
         sizes |= {plate: own[plate] for plate in pointed}
@@ -141,7 +140,7 @@ def read_call(
         rows = subsample_sizes(model, args, kwargs)
         factors = {plate: rows[plate][0] / rows[plate][1] for plate in structure.subsampled}
     return CallValues(
-        inputs={item.name: arguments[item.name] for item in structure.inputs},
+        inputs=input_values(model, args, kwargs, structure.inputs),
         indices={group.name: jnp.asarray(arguments[group.name]) for group in structure.groups},
         sizes=sizes,
         factors=factors,

@@ -89,11 +89,8 @@ class PosteriorChain(eqx.Module):
         levels: dict[str, list[Array]] = {}
         poolings: dict[str, Pooling] = {}
         for site, network in zip(structure.observed, self.embeddings, strict=True):
-            loc, scale = standardisation.data[site.name]
-            value = pack_plain(structure, site, observations[site.name], batch_dims)
-            present = None
-            if structure.may_miss(site.name):
-                present = ~jnp.any(jnp.isnan(value), axis=-1, keepdims=True)
+            value, parts = self._read(standardisation, observations, site, batch_dims)
+            present = parts[1] if structure.may_miss(site.name) else None
             pooling = Pooling(
                 structure,
                 structure.levels(site),
@@ -103,9 +100,9 @@ class PosteriorChain(eqx.Module):
                 call.factors,
                 present,
             )
-            parts = [(value - loc) / scale]
-            if present is not None:  # filled before any network, so that gradients are finite
-                parts = [jnp.where(present, parts[0], 0.0), present.astype(value.dtype)]
+            for other in structure.companions(site):
+                _, read = self._read(standardisation, observations, other, batch_dims)
+                parts += [pooling.spread(part, other.plates, site.plates) for part in read]
             for item in structure.inputs:
                 if structure.is_over(site, item.plates):
                     loc, scale = standardisation.inputs[item.name]
@@ -134,6 +131,23 @@ class PosteriorChain(eqx.Module):
                 common |= dict.fromkeys(names, join_features(whole))
         cells = {name: features[0] for name, features in levels.items()}
         return Contexts(latents, common, cells, poolings)
+
+    def _read(
+        self,
+        standardisation: Standardisation,
+        observations: Mapping[str, Array],
+        site: SiteInfo,
+        batch_dims: int,
+    ) -> tuple[Array, list[Array]]:
+        """Packed data of a site, and what networks read of them: values, and if they are there."""
+        loc, scale = standardisation.data[site.name]
+        value = pack_plain(self.structure, site, observations[site.name], batch_dims)
+        standard = (value - loc) / scale
+        if not self.structure.may_miss(site.name):
+            return value, [standard]
+        present = ~jnp.any(jnp.isnan(value), axis=-1, keepdims=True)
+        # Filled before any network, so that gradients are finite.
+        return value, [jnp.where(present, standard, 0.0), present.astype(value.dtype)]
 
     def distribution(
         self,
@@ -357,6 +371,8 @@ def build_chain(
             if structure.is_over(site, item.plates)
         )
         num_inputs += structure.may_miss(site.name)  # whether the event is there
+        for other in structure.companions(site):
+            num_inputs += math.prod(other.event_shape) + structure.may_miss(other.name)
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
         embedding = embeddings[site.name]
         networks.append(embedding.build(site.event_shape, num_inputs, sources, own))

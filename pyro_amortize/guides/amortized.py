@@ -12,7 +12,8 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
+from pyro_amortize.arguments import IndexPlates, MissingSites
+from pyro_amortize.covariates import InputPlates
 from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
@@ -44,7 +45,8 @@ class AmortizedGuide(PyroModule):
         model: A Pyro model, unchanged.
         observed: Name or names of the sites that carry data.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
-            dimensions, or `{argument: None}` for one without a plate.
+            dimensions, or `{argument: None}` for one without a plate. A deterministic site that
+            the model computes from its arguments, and whose value it uses, counts too.
         groups: Index vectors, as `county` in `a[..., county]`: `{argument: (plate it points
             into, plate it runs along)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between

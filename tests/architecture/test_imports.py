@@ -19,6 +19,7 @@ LAYERS = (
         "pooling",
         "structure",
         "arguments",
+        "covariates",
         "missing",
         "simulate",
         "checks",

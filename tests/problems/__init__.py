@@ -24,6 +24,7 @@ from tests.problems.discrete_joints import (
 )
 from tests.problems.grouped_normal import GroupedNormal
 from tests.problems.hierarchical_normal import HierarchicalNormal
+from tests.problems.line import Line
 from tests.problems.linear_gaussian import LinearGaussian
 from tests.problems.normal_unknown_scale import NormalUnknownScale
 from tests.problems.two_mode_sign import TwoModeSign
@@ -36,6 +37,7 @@ PROBLEMS = {
     "crossed_effects": CrossedEffects(),
     "grouped_normal": GroupedNormal(),
     "hierarchical_normal": HierarchicalNormal(),
+    "line": Line(),
     "linear_gaussian_2": LinearGaussian(dim=2),
     "linear_gaussian_10": LinearGaussian(dim=10),
     "mixture_assignments": MixtureAssignments(),
@@ -55,6 +57,7 @@ __all__ = [
     "CrossedEffects",
     "GroupedNormal",
     "HierarchicalNormal",
+    "Line",
     "LinearGaussian",
     "MixtureAssignments",
     "NormalUnknownScale",
