@@ -137,12 +137,17 @@ class PlateCheck:
     ) -> None:
         self._model, self._structure = model, structure
         self._bound = bound_arguments(model, args, kwargs)
-        trace = run_model(model, args, kwargs, jax.random.key(_KEY))
-        self._values = {
-            name: jnp.asarray(site["value"])
-            for name, site in trace.items()
-            if site["type"] == "sample" and not is_factor(site)
-        }
+        trace, again = (
+            run_model(model, args, kwargs, jax.random.key(key)) for key in (_KEY, _KEY + 1)
+        )
+        self._values, self._others = (
+            {
+                name: jnp.asarray(site["value"])
+                for name, site in run.items()
+                if site["type"] == "sample" and not is_factor(site)
+            }
+            for run in (trace, again)
+        )
         self._inputs = input_values(model, args, kwargs, structure.inputs)
         self._computed = {
             item.name: jnp.shape(trace[item.name]["value"])
@@ -179,7 +184,19 @@ class PlateCheck:
                     )
         for group in self._structure.groups:
             found += self._group_problems(group)
+        for info in self._structure.missing:
+            found += self._reader_problems(info.site)
         return found
+
+    def _reader_problems(self, name: str) -> list[str]:
+        """Sites that depend on values of an observed site which may be missing."""
+        after = self._densities(self._values | {name: self._others[name]}, {})
+        return [
+            f"missing '{name}': site '{other}' depends on its values, so the missing ones would "
+            "have to be inferred. Make them a latent site of the model, or declare nothing missing"
+            for other, density in self._base.items()
+            if other != name and not _close(density, after[other])
+        ]
 
     def _group_problems(self, group: GroupInfo) -> list[str]:
         """Latents that reach rows which their index vector gives to another element."""

@@ -326,7 +326,7 @@ class Posterior:
         predictive = self._predict(draws, keys[1])
         args, kwargs = self._call
         prior = simulate(
-            self._amortized.model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]
+            self._amortized.guide.model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]
         ).sites
         structure = self._structure
         observed = [site.name for site in structure.observed]
@@ -383,15 +383,15 @@ class Posterior:
             return {}
         sites = self._latents(latents)
         args, kwargs = self._call
-        model, data = self._amortized.model, self._repeated(sites)
+        model, data = self._amortized.guide.model, self._repeated(sites)
         values = sites | fill_missing_values(model, self._structure, args, kwargs, data)
         key = jax.random.key(0)  # nothing is left to draw
-        found = _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+        found = _replay(self._amortized.guide.model, self._call, values, 1 + self._batch_dims, key)
         return {name: found[name] for name in names}
 
     def _predict(self, latents: Mapping[str, Any], key: Array) -> dict[str, Array]:
         values = self._latents(latents)
-        return _replay(self._amortized.model, self._call, values, 1 + self._batch_dims, key)
+        return _replay(self._amortized.guide.model, self._call, values, 1 + self._batch_dims, key)
 
     def _export(
         self,

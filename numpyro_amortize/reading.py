@@ -8,10 +8,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.inspect import get_dependencies
-from numpyro.primitives import Messenger
 
 from numpyro_amortize.arguments import (
     IndexPlates,
@@ -29,12 +27,13 @@ from numpyro_amortize.checks import PlateCheck, argument_problems, read_data
 from numpyro_amortize.covariates import InputPlates, read_inputs
 from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.levels import GroupInfo, closure
+from numpyro_amortize.obs_mask import known_masks
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
+from numpyro_amortize.stand_ins import FlatSpheres, ImproperPriors
 from numpyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
-from numpyro_amortize.supports import SUPPORTED, Support, read_support, site_support
+from numpyro_amortize.supports import SUPPORTED, Support, site_support
 from numpyro_amortize.tracing import (
     Trace,
-    base_distribution,
     carries_plates,
     is_factor,
     is_masked,
@@ -86,7 +85,7 @@ def read_structure(
         raise _report(problems)
     masked_call = args, kwargs
     args, kwargs = with_nothing_missing(model, args, kwargs, absent)
-    proper = _ImproperPriors(model)
+    proper = ImproperPriors(model)
 
     def run(seed: int) -> Trace:
         return run_model(proper, args, kwargs, jax.random.key(seed))
@@ -98,7 +97,7 @@ def read_structure(
         for name, site in trace.items()
         if site["type"] == "sample" and not is_factor(site)
     }
-    masked = [info.site for info in absent if info.argument]
+    masked = known_masks(absent, sites)
     data, rows = read_data(proper, args, kwargs), read_subsample_sizes(trace)
     problems += _site_problems(sites, observed, masked, data, rows)
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
@@ -226,54 +225,6 @@ def _report(problems: Sequence[str]) -> ValueError:
     return ValueError(f"AmortizedGuide cannot be built for this model:\n{lines}")
 
 
-class _ImproperPriors(Messenger):
-    """Gives improper sites a value, so that one run reports every problem."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        super().__init__(fn)
-        self.names: list[str] = []
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and isinstance(
-            base_distribution(msg["fn"]), dist.ImproperUniform
-        ):
-            if msg["name"] not in self.names:
-                self.names.append(msg["name"])
-            msg["value"] = _neutral_value(msg["fn"])
-
-    def problems(self) -> list[str]:
-        return [
-            f"site '{name}': its prior is improper and cannot be simulated. Give it a proper "
-            "stand-in, wide on the scale of the data"
-            for name in self.names
-        ]
-
-
-class _FlatSpheres(Messenger):
-    """Puts normals with the same dependencies in the place of sites on a sphere.
-
-    The host's `get_dependencies` looks for a bijection of every site, and has none for these.
-    """
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "sample":
-            return
-        support = read_support(msg["fn"].support)
-        if support is not None and support.kind == "sphere":
-            reads = sum(0.0 * jnp.sum(leaf) for leaf in jax.tree.leaves(msg["fn"]))
-            loc = jnp.zeros(msg["fn"].shape()) + reads
-            msg["fn"] = dist.Normal(loc, 1.0).to_event(msg["fn"].event_dim)
-
-
-def _neutral_value(fn: dist.Distribution) -> Any:
-    """The image of zero on the support, or zero where there is no map."""
-    support = read_support(fn.support)
-    if support is None:
-        return jnp.zeros(fn.shape())
-    transform = support.bijection(fn.event_dim)
-    return transform(jnp.zeros(transform.inverse_shape(fn.shape())))
-
-
 def _site_problems(
     sites: Trace,
     observed: tuple[str, ...],
@@ -281,6 +232,15 @@ def _site_problems(
     data: Mapping[str, Any],
     rows: Mapping[str, tuple[int, int]],
 ) -> list[str]:
+    split = [name for name in observed if f"{name}_unobserved" in sites]
+    problems = [
+        f"observed site '{name}': the model gives it an obs_mask, and the guide would not see by "
+        f"what. Declare the mask, an argument of the model: missing={{'argument': '{name}'}}; or "
+        f"missing='{name}' if the model makes it from NaN in the data"
+        for name in split
+    ]
+    if problems:  # the parts of such sites would be complained of one by one
+        return problems
     problems = [
         f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
         for name in observed
@@ -452,7 +412,7 @@ def _dependencies(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, set[str]]:
     with handlers.block():
-        found = get_dependencies(_FlatSpheres(model), args, dict(kwargs))["prior_dependencies"]
+        found = get_dependencies(FlatSpheres(model), args, dict(kwargs))["prior_dependencies"]
     return {child: set(parents) - {child} for child, parents in found.items()}
 
 

@@ -216,7 +216,7 @@ def with_nothing_missing(
     kwargs: Mapping[str, Any],
     missing: Sequence[MissingInfo],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call of the model with its masks true everywhere, as its structure is read.
+    """A call of the model with masks true everywhere and nothing NaN, to read its structure.
 
     Args:
         model: The user's model.
@@ -227,12 +227,13 @@ def with_nothing_missing(
     Returns:
         Positional and keyword arguments.
     """
-    masks = [info.argument for info in missing if info.argument is not None]
-    if not masks:
+    if not missing:
         return args, dict(kwargs)
+    masks = [info.argument for info in missing if info.argument is not None]
     bound = given_arguments(model, args, kwargs)
-    for name in masks:
-        value = bound.arguments.get(name)
-        if value is not None:
+    for name, value in bound.arguments.items():
+        if name in masks and value is not None:
             bound.arguments[name] = torch.ones_like(value, dtype=torch.bool)
+        elif is_array(value) and value.is_floating_point():  # a model may make a mask of NaN
+            bound.arguments[name] = torch.where(torch.isnan(value), 0.0, value)
     return bound.args, bound.kwargs

@@ -307,7 +307,7 @@ class Posterior:
         densities = self._site_densities(draws)
         predictive = self._predict(draws)
         args, kwargs = self._call
-        prior = simulate(self._amortized.model, num_samples, args=args, kwargs=kwargs).sites
+        prior = simulate(self._amortized.guide.model, num_samples, args=args, kwargs=kwargs).sites
         structure = self._structure
         observed = [site.name for site in structure.observed]
         own = [site.name for site in (*structure.latents, *structure.deterministic)]
@@ -351,7 +351,7 @@ class Posterior:
     def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
         latents = self._latents(latents)
         return log_joint_of_present(
-            self._amortized.model,
+            self._amortized.guide.model,
             self._structure,
             *self._call,
             latents,
@@ -365,7 +365,7 @@ class Posterior:
         if not names:
             return {}
         sites = self._latents(latents)
-        model, data = self._amortized.model, self._repeated(sites)
+        model, data = self._amortized.guide.model, self._repeated(sites)
         filled = fill_missing_values(model, self._structure, *self._call, data)
         found = self._replay(sites | filled)
         return {name: found[name] for name in names}
@@ -376,7 +376,7 @@ class Posterior:
     @torch.no_grad()
     def _replay(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return replay(
-            self._amortized.model,
+            self._amortized.guide.model,
             *self._call,
             values,
             1 + self._batch_dims,

@@ -7,11 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
-from pyro.poutine.messenger import Messenger
 
 from pyro_amortize.arguments import (
     IndexPlates,
@@ -29,12 +27,13 @@ from pyro_amortize.checks import PlateCheck, argument_problems, read_data
 from pyro_amortize.covariates import InputPlates, read_inputs
 from pyro_amortize.discrete import range_problems, with_labels
 from pyro_amortize.levels import GroupInfo, closure
+from pyro_amortize.obs_mask import known_masks
 from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
+from pyro_amortize.stand_ins import ImproperPriors
 from pyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
-from pyro_amortize.supports import SUPPORTED, Support, read_support, site_support
+from pyro_amortize.supports import SUPPORTED, Support, site_support
 from pyro_amortize.tracing import (
     Trace,
-    base_distribution,
     carries_plates,
     is_factor,
     is_masked,
@@ -87,7 +86,7 @@ def read_structure(
         raise _report(problems)
     masked_call = args, kwargs
     args, kwargs = with_nothing_missing(model, args, kwargs, absent)
-    proper = _ImproperPriors()
+    proper = ImproperPriors()
 
     def run(seed: int) -> Trace:
         return _seeded_run(proper(model), args, kwargs, seed)
@@ -99,7 +98,7 @@ def read_structure(
         for name, site in trace.items()
         if site["type"] == "sample" and not is_factor(site)
     }
-    masked = [info.site for info in absent if info.argument]
+    masked = known_masks(absent, sites)
     data, rows = read_data(proper(model), args, kwargs), read_subsample_sizes(trace)
     problems += _site_problems(sites, observed, masked, data, rows)
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
@@ -234,37 +233,6 @@ def _seeded_run(
         return run_model(model, args, kwargs)
 
 
-class _ImproperPriors(Messenger):
-    """Gives improper sites a value, so that one run reports every problem."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(base_distribution(msg["fn"]), dist.ImproperUniform):
-            if msg["name"] not in self.names:
-                self.names.append(msg["name"])
-            msg["value"] = _neutral_value(msg["fn"])
-            msg["done"] = True
-
-    def problems(self) -> list[str]:
-        return [
-            f"site '{name}': its prior is improper and cannot be simulated. Give it a proper "
-            "stand-in, wide on the scale of the data"
-            for name in self.names
-        ]
-
-
-def _neutral_value(fn: Any) -> Any:
-    """The image of zero on the support, or zero where there is no map."""
-    support = read_support(fn.support)
-    if support is None:
-        return torch.zeros(fn.shape())
-    transform = support.bijection(fn.event_dim)
-    return transform(torch.zeros(transform.inverse_shape(fn.shape())))
-
-
 def _site_problems(
     sites: Trace,
     observed: tuple[str, ...],
@@ -272,6 +240,15 @@ def _site_problems(
     data: Mapping[str, Any],
     rows: Mapping[str, tuple[int, int]],
 ) -> list[str]:
+    split = [name for name in observed if f"{name}_unobserved" in sites]
+    problems = [
+        f"observed site '{name}': the model gives it an obs_mask, and the guide would not see by "
+        f"what. Declare the mask, an argument of the model: missing={{'argument': '{name}'}}; or "
+        f"missing='{name}' if the model makes it from NaN in the data"
+        for name in split
+    ]
+    if problems:  # the parts of such sites would be complained of one by one
+        return problems
     problems = [
         f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
         for name in observed

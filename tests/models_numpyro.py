@@ -634,6 +634,39 @@ def rows_beside_a_mask(is_there, y=None):
         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
+def rows_with_an_obs_mask(is_there=None, y=None, num_rows=6):
+    """The host splits `y` in an observed and an unobserved site."""
+    num_rows = num_rows if is_there is None else len(is_there)
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_there)
+
+
+def rows_with_a_mask_of_nan(y=None, num_rows=6):
+    """The model itself sees in the data what is missing."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows):
+        is_there = None if y is None else ~jnp.isnan(y)
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_there)
+
+
+def covariates_with_an_obs_mask(is_there=None, x=None, y=None):
+    """What is unobserved of `x` is read by `y`: it would have to be inferred."""
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 4):
+        x = numpyro.sample("x", dist.Normal(mean, 1.0), obs=x, obs_mask=is_there)
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def groups_with_an_obs_mask(x, is_there=None, y=None):
+    """A local latent and a covariate that is observed; `y` reads both."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", 5):
+        theta = numpyro.sample("theta", dist.Normal(mu, 1.0))
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        numpyro.sample("y", dist.Normal(theta + x, 0.5), obs=y, obs_mask=is_there)
+
+
 def counts_of_groups(num_groups=5, y=None):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     with numpyro.plate("groups", num_groups):

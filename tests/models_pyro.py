@@ -637,6 +637,39 @@ def rows_beside_a_mask(is_there, y=None):
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
 
+def rows_with_an_obs_mask(is_there=None, y=None, num_rows=6):
+    """The host splits `y` in an observed and an unobserved site."""
+    num_rows = num_rows if is_there is None else len(is_there)
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_there)
+
+
+def rows_with_a_mask_of_nan(y=None, num_rows=6):
+    """The model itself sees in the data what is missing."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows):
+        is_there = None if y is None else ~torch.isnan(y)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_there)
+
+
+def covariates_with_an_obs_mask(is_there=None, x=None, y=None):
+    """What is unobserved of `x` is read by `y`: it would have to be inferred."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 4):
+        x = pyro.sample("x", dist.Normal(mean, 1.0), obs=x, obs_mask=is_there)
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def groups_with_an_obs_mask(x, is_there=None, y=None):
+    """A local latent and a covariate that is observed; `y` reads both."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 5):
+        theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+        x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(theta + x, 0.5), obs=y, obs_mask=is_there)
+
+
 def counts_of_groups(num_groups=5, y=None):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     with pyro.plate("groups", num_groups):

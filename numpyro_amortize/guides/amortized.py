@@ -27,6 +27,7 @@ from numpyro_amortize.guides.specifications import (
 )
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
+from numpyro_amortize.obs_mask import JoinedModel
 from numpyro_amortize.reading import Parents, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
@@ -55,7 +56,7 @@ class AmortizedGuide:
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         missing: Observed sites of which values may be missing, marked by NaN in the data; or
-            `{argument: site}` for a boolean argument that is True where the site is observed.
+            `{argument: site}` for a boolean argument, a mask or `obs_mask`, True where it is there.
         embedding: One specification for all observed sites, or `{site: specification}`.
         densities: One specification for the latents that it fits, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
@@ -93,8 +94,8 @@ class AmortizedGuide:
         densities: AnyDensity | Mapping[str, AnyDensity] | None = None,
         parents: Parents = "auto",
     ) -> None:
-        self.model = model
         self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        self.model = JoinedModel(model, self.observed) if missing else model
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
@@ -237,7 +238,9 @@ class AmortizedGuide:
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         params = {name: numpyro.param(name, value) for name, value in self._init_params.items()}
         plates.open(self.call_values(args, kwargs, found).sizes)
-        return self._run(params, args, kwargs, found, 0, plates.sample)
+        latents = self._run(params, args, kwargs, found, 0, plates.sample)
+        plates.sample_unobserved(latents, found)
+        return latents
 
     def find_observations(
         self,

@@ -26,6 +26,7 @@ from pyro_amortize.guides.specifications import (
 )
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
+from pyro_amortize.obs_mask import JoinedModel
 from pyro_amortize.reading import Parents, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
@@ -52,7 +53,7 @@ class AmortizedGuide(PyroModule):
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         missing: Observed sites of which values may be missing, marked by NaN in the data; or
-            `{argument: site}` for a boolean argument that is True where the site is observed.
+            `{argument: site}` for a boolean argument, a mask or `obs_mask`, True where it is there.
         embedding: One specification for all observed sites, or `{site: specification}`.
         densities: One specification for the latents that it fits, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
@@ -94,8 +95,9 @@ class AmortizedGuide(PyroModule):
         parents: Parents = "auto",
     ) -> None:
         super().__init__()
-        self._model = (model,)  # not a submodule, whatever it is
         self.observed = (observed,) if isinstance(observed, str) else tuple(observed)
+        # Not a submodule, whatever it is.
+        self._model = (JoinedModel(model, self.observed) if missing else model,)
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
@@ -251,7 +253,9 @@ class AmortizedGuide(PyroModule):
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         self.register()
         plates.open(self.call_values(args, kwargs, found).sizes)
-        return self._run(args, kwargs, found, 0, plates.sample)
+        latents = self._run(args, kwargs, found, 0, plates.sample)
+        plates.sample_unobserved(latents, found)
+        return latents
 
     def find_observations(
         self,
