@@ -111,7 +111,7 @@ def host_loss(host, amortized, model, args, num_particles, seed=0):
         import pyro
 
         pyro.clear_param_store()
-        objective.max_plate_nesting = 1  # a guess would draw
+        objective.max_plate_nesting = 1 + (num_particles > 1)  # a guess would draw
         host.seed(seed)
         return objective.loss(model, amortized.guide, *args)
     return float(objective.loss(host.key(seed), amortized.params, model, amortized.guide, *args))
