@@ -27,6 +27,7 @@ from numpyro_amortize.checks import PlateCheck, argument_problems, read_data
 from numpyro_amortize.covariates import InputPlates, read_inputs
 from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.levels import GroupInfo, closure
+from numpyro_amortize.loops import is_scanned, scan_problem, unrolled_problems
 from numpyro_amortize.obs_mask import known_masks
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from numpyro_amortize.stand_ins import FlatSpheres, ImproperPriors
@@ -239,6 +240,7 @@ def _site_problems(
         f"missing='{name}' if the model makes it from NaN in the data"
         for name in split
     ]
+    problems += unrolled_problems(sites)
     if problems:  # the parts of such sites would be complained of one by one
         return problems
     problems = [
@@ -261,7 +263,9 @@ def _site_problems(
             problems.append(_mask_problem(name, observed))
         if not _has_plain_scale(site, rows):
             problems.append(f"site '{name}': scaled sites are not supported; remove the handler")
-        if _is_uncovered(site):
+        if is_scanned(site) and _is_uncovered(site):
+            problems.append(scan_problem(name))
+        elif _is_uncovered(site):
             problems.append(
                 f"site '{name}': batch shape {tuple(site['fn'].batch_shape)} is not covered by "
                 "plates. Use a plate, or .to_event() if its elements are one vector"

@@ -197,8 +197,11 @@ class ModelStructure:
         """Observed sites whose values each row of an observed site reads beside its own.
 
         Of two sites in the same plates the later one reads the earlier: what only the pairs
-        of their values say, such as a slope, must meet before any pooling.
+        of their values say, such as a slope, must meet before any pooling. Without plates
+        nothing is pooled, and the heads read both.
         """
+        if not site.plates:
+            return ()
         names = [each.name for each in self.observed]
         return tuple(
             other

@@ -27,6 +27,7 @@ from pyro_amortize.checks import PlateCheck, argument_problems, read_data
 from pyro_amortize.covariates import InputPlates, read_inputs
 from pyro_amortize.discrete import range_problems, with_labels
 from pyro_amortize.levels import GroupInfo, closure
+from pyro_amortize.loops import unrolled_problems
 from pyro_amortize.obs_mask import known_masks
 from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from pyro_amortize.stand_ins import ImproperPriors
@@ -247,6 +248,7 @@ def _site_problems(
         f"missing='{name}' if the model makes it from NaN in the data"
         for name in split
     ]
+    problems += unrolled_problems(sites)
     if problems:  # the parts of such sites would be complained of one by one
         return problems
     problems = [

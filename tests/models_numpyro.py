@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import (
     AffineTransform,
@@ -25,6 +26,7 @@ _GROUPS = PROBLEMS["hierarchical_normal"]
 _SERIES = PROBLEMS["autoregression"]
 _BLOB = PROBLEMS["blob_image"]
 _LINE = PROBLEMS["line"]
+_LEVEL = PROBLEMS["local_level"]
 
 
 def conjugate_normal(x=None):
@@ -417,6 +419,64 @@ def random_walk(y=None):
     before = jnp.zeros(4) if y is None else jnp.concatenate([jnp.zeros(1), y[:-1]])
     with numpyro.plate("rows", 4, dim=-1):
         numpyro.sample("y", dist.Normal(z + before, 1.0), obs=y)
+
+
+def local_level(y=None, num_steps=_LEVEL.num_steps):
+    """A loop in Python: a site for each step."""
+    x = 0.0
+    for t in range(num_steps):
+        scale = _LEVEL.step if t else 1.0
+        x = numpyro.sample(f"x_{t}", dist.Normal(x, scale))
+        numpyro.sample(f"y_{t}", dist.Normal(x, _LEVEL.noise), obs=None if y is None else y[t])
+
+
+def local_level_of_rows(y=None, num_steps=3, num_rows=4):
+    """The same loop inside of a plate: one series for each row."""
+    with numpyro.plate("rows", num_rows, dim=-1):
+        x = 0.0
+        for t in range(num_steps):
+            scale = _LEVEL.step if t else 1.0
+            x = numpyro.sample(f"x_{t}", dist.Normal(x, scale))
+            numpyro.sample(f"y_{t}", dist.Normal(x, _LEVEL.noise), obs=None if y is None else y[t])
+
+
+def level_as_an_event(y=None, num_steps=_LEVEL.num_steps):
+    """The same walk once more, path and data as one event each."""
+    scales = jnp.array([1.0] + [_LEVEL.step] * (num_steps - 1))
+    increments = numpyro.sample("increments", dist.Normal(jnp.zeros(num_steps), scales).to_event(1))
+    path = numpyro.deterministic("path", jnp.cumsum(increments, -1))
+    numpyro.sample("y", dist.Normal(path, _LEVEL.noise).to_event(1), obs=y)
+
+
+def walk_along_a_plate(y=None):
+    """Every row depends on the rows before it, which a plate denies."""
+    with numpyro.plate("rows", 5, dim=-1):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(jnp.cumsum(z, -1), 1.0), obs=y)
+
+
+def scanned_level(y=None):
+    """Latents and data inside of the host's scan."""
+    step_size = numpyro.sample("step_size", dist.HalfNormal(1.0))
+
+    def step(level, seen):
+        level = numpyro.sample("level", dist.Normal(level, step_size))
+        numpyro.sample("y", dist.Normal(level, 1.0), obs=seen)
+        return level, None
+
+    scan(step, 0.0, y, length=6)
+
+
+def scanned_data(y=None):
+    """Only the data are inside of the host's scan, in a plate."""
+    phi = numpyro.sample("phi", dist.Uniform(-1.0, 1.0))
+
+    def step(before, seen):
+        with numpyro.plate("rows", 3):
+            seen = numpyro.sample("y", dist.Normal(phi * before, 1.0), obs=seen)
+        return seen, None
+
+    scan(step, jnp.zeros(3), y, length=6)
 
 
 def summed_plate(y=None):

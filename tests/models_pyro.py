@@ -26,6 +26,7 @@ _GROUPS = PROBLEMS["hierarchical_normal"]
 _SERIES = PROBLEMS["autoregression"]
 _BLOB = PROBLEMS["blob_image"]
 _LINE = PROBLEMS["line"]
+_LEVEL = PROBLEMS["local_level"]
 
 
 def conjugate_normal(x=None):
@@ -423,6 +424,48 @@ def random_walk(y=None):
     before = torch.zeros(4) if y is None else torch.cat([torch.zeros(1), y[:-1]])
     with pyro.plate("rows", 4, dim=-1):
         pyro.sample("y", dist.Normal(z + before, 1.0), obs=y)
+
+
+def local_level(y=None, num_steps=_LEVEL.num_steps):
+    """A loop in Python: a site for each step."""
+    x = 0.0
+    for t in pyro.markov(range(num_steps)):
+        scale = _LEVEL.step if t else 1.0
+        x = pyro.sample(f"x_{t}", dist.Normal(x, scale))
+        pyro.sample(f"y_{t}", dist.Normal(x, _LEVEL.noise), obs=None if y is None else y[t])
+
+
+def local_level_of_rows(y=None, num_steps=3, num_rows=4):
+    """The same loop inside of a plate: one series for each row."""
+    with pyro.plate("rows", num_rows, dim=-1):
+        x = 0.0
+        for t in pyro.markov(range(num_steps)):
+            scale = _LEVEL.step if t else 1.0
+            x = pyro.sample(f"x_{t}", dist.Normal(x, scale))
+            pyro.sample(f"y_{t}", dist.Normal(x, _LEVEL.noise), obs=None if y is None else y[t])
+
+
+def level_as_an_event(y=None, num_steps=_LEVEL.num_steps):
+    """The same walk once more, path and data as one event each."""
+    scales = torch.tensor([1.0] + [_LEVEL.step] * (num_steps - 1))
+    increments = pyro.sample("increments", dist.Normal(torch.zeros(num_steps), scales).to_event(1))
+    path = pyro.deterministic("path", torch.cumsum(increments, -1))
+    pyro.sample("y", dist.Normal(path, _LEVEL.noise).to_event(1), obs=y)
+
+
+def rows_one_by_one(y=None):
+    """A sequential plate: sites of its steps are in no vectorised plate."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    for t in pyro.plate("rows", 3):
+        x = pyro.sample(f"x_{t}", dist.Normal(mean, 0.5))
+        pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=None if y is None else y[t])
+
+
+def walk_along_a_plate(y=None):
+    """Every row depends on the rows before it, which a plate denies."""
+    with pyro.plate("rows", 5, dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(torch.cumsum(z, -1), 1.0), obs=y)
 
 
 def summed_plate(y=None):

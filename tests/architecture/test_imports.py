@@ -16,6 +16,7 @@ LAYERS = (
         "discrete",
         "ordering",
         "levels",
+        "loops",
         "pooling",
         "structure",
         "arguments",

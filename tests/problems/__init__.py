@@ -26,6 +26,7 @@ from tests.problems.grouped_normal import GroupedNormal
 from tests.problems.hierarchical_normal import HierarchicalNormal
 from tests.problems.line import Line
 from tests.problems.linear_gaussian import LinearGaussian
+from tests.problems.local_level import LocalLevel
 from tests.problems.normal_unknown_scale import NormalUnknownScale
 from tests.problems.two_mode_sign import TwoModeSign
 
@@ -40,6 +41,7 @@ PROBLEMS = {
     "line": Line(),
     "linear_gaussian_2": LinearGaussian(dim=2),
     "linear_gaussian_10": LinearGaussian(dim=10),
+    "local_level": LocalLevel(),
     "mixture_assignments": MixtureAssignments(),
     "normal_unknown_scale": NormalUnknownScale(),
     "poisson_count": PoissonCount(),
@@ -59,6 +61,7 @@ __all__ = [
     "HierarchicalNormal",
     "Line",
     "LinearGaussian",
+    "LocalLevel",
     "MixtureAssignments",
     "NormalUnknownScale",
     "PoissonCount",
