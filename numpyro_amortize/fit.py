@@ -98,6 +98,8 @@ def fit(
         objective = npe = npe.with_fixed_arguments()
     guide.setup_over(calls)
     check_gradients(guide.structure, objective)
+    if not npe and any(info.has_positions for info in guide.structure.missing):
+        guide.find_observations(*calls[0])  # NaN in padding would be met inside the loop
     if npe and npe.simulations is None:
         _check_simulations(model, npe, calls[0])
     step = TrainingStep(

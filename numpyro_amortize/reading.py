@@ -28,6 +28,7 @@ from numpyro_amortize.covariates import InputPlates, read_inputs
 from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.loops import is_scanned, scan_problem, unrolled_problems
+from numpyro_amortize.missing import with_positions
 from numpyro_amortize.obs_mask import known_masks
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from numpyro_amortize.stand_ins import FlatSpheres, ImproperPriors
@@ -98,6 +99,7 @@ def read_structure(
         for name, site in trace.items()
         if site["type"] == "sample" and not is_factor(site)
     }
+    absent = with_positions(absent, arguments, sites)
     masked = known_masks(absent, sites)
     data, rows = read_data(proper, args, kwargs), read_subsample_sizes(trace)
     problems += _site_problems(sites, observed, masked, data, rows)

@@ -92,10 +92,12 @@ class MissingInfo:
         site: Name of the site.
         argument: The model's boolean argument that says which are there, or None: NaN marks
             what is missing.
+        has_positions: Whether the argument says so for every position of an event.
     """
 
     site: str
     argument: str | None = None
+    has_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,16 @@ class ModelStructure:
     def may_miss(self, name: str) -> bool:
         """Whether values of an observed site may be missing."""
         return any(info.site == name for info in self.missing)
+
+    def has_positions(self, name: str) -> bool:
+        """Whether single positions of the events of an observed site may be missing."""
+        return any(info.site == name and info.has_positions for info in self.missing)
+
+    def mask_size(self, name: str) -> int:
+        """Number of values by which networks see what of an event is missing."""
+        if self.has_positions(name):
+            return math.prod(self.site(name).event_shape)
+        return int(self.may_miss(name))
 
     def local_plates(self) -> tuple[str, ...]:
         """Plates over whose elements the local latents split, given those drawn before them.

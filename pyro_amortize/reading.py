@@ -28,6 +28,7 @@ from pyro_amortize.covariates import InputPlates, read_inputs
 from pyro_amortize.discrete import range_problems, with_labels
 from pyro_amortize.levels import GroupInfo, closure
 from pyro_amortize.loops import unrolled_problems
+from pyro_amortize.missing import with_positions
 from pyro_amortize.obs_mask import known_masks
 from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from pyro_amortize.stand_ins import ImproperPriors
@@ -99,6 +100,7 @@ def read_structure(
         for name, site in trace.items()
         if site["type"] == "sample" and not is_factor(site)
     }
+    absent = with_positions(absent, arguments, sites)
     masked = known_masks(absent, sites)
     data, rows = read_data(proper(model), args, kwargs), read_subsample_sizes(trace)
     problems += _site_problems(sites, observed, masked, data, rows)

@@ -448,6 +448,16 @@ def level_as_an_event(y=None, num_steps=_LEVEL.num_steps):
     numpyro.sample("y", dist.Normal(path, _LEVEL.noise).to_event(1), obs=y)
 
 
+def padded_panels(is_there, y=None, num_steps=5):
+    """Series of different lengths, padded: the density of each step is masked by the model."""
+    t = jnp.arange(num_steps) / 5
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        steps = dist.Normal(level[..., None] + slope[..., None] * t, 0.5)
+        numpyro.sample("y", steps.mask(True if is_there is None else is_there).to_event(1), obs=y)
+
+
 def walk_along_a_plate(y=None):
     """Every row depends on the rows before it, which a plate denies."""
     with numpyro.plate("rows", 5, dim=-1):

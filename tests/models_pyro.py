@@ -461,6 +461,16 @@ def rows_one_by_one(y=None):
         pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=None if y is None else y[t])
 
 
+def padded_panels(is_there, y=None, num_steps=5):
+    """Series of different lengths, padded: the density of each step is masked by the model."""
+    t = torch.arange(num_steps) / 5
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 3, dim=-1):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        steps = dist.Normal(level[..., None] + slope[..., None] * t, 0.5)
+        pyro.sample("y", steps.mask(True if is_there is None else is_there).to_event(1), obs=y)
+
+
 def walk_along_a_plate(y=None):
     """Every row depends on the rows before it, which a plate denies."""
     with pyro.plate("rows", 5, dim=-1):

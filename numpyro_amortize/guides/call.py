@@ -17,7 +17,7 @@ from numpyro_amortize.arguments import (
 )
 from numpyro_amortize.checks import read_data
 from numpyro_amortize.covariates import check_inputs_finite, input_values
-from numpyro_amortize.missing import mark_missing
+from numpyro_amortize.missing import check_masks, check_padding, mark_missing
 from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import plate_sizes, subsample_sizes
@@ -100,7 +100,11 @@ def read_observations(
                 )
     found = read_data(model, args, kwargs, rows) if given is None else given
     checked = check_observations(structure, found, batch_dims)
-    return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
+    arguments = bound_arguments(model, args, kwargs).arguments
+    check_masks(structure, arguments, checked, batch_dims)
+    if given is None:  # a bound of the host would see them
+        check_padding(structure, checked)
+    return mark_missing(structure, arguments, checked)
 
 
 def read_call(

@@ -16,7 +16,7 @@ from pyro_amortize.arguments import (
 )
 from pyro_amortize.checks import read_data
 from pyro_amortize.covariates import check_inputs_finite, input_values
-from pyro_amortize.missing import mark_missing
+from pyro_amortize.missing import check_masks, check_padding, mark_missing
 from pyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import is_taken, plate_sizes, subsample_sizes
@@ -101,7 +101,11 @@ def read_observations(
     if found is None:
         found = _read_call_data(model, structure, args, kwargs, rows)
     checked = check_observations(structure, found, batch_dims)
-    return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
+    arguments = bound_arguments(model, args, kwargs).arguments
+    check_masks(structure, arguments, checked, batch_dims)
+    if given is None:  # a bound of the host would see them
+        check_padding(structure, checked)
+    return mark_missing(structure, arguments, checked)
 
 
 def read_call(

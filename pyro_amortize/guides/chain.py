@@ -96,7 +96,7 @@ class PosteriorChain(nn.Module):
         poolings: dict[str, Pooling] = {}
         for site, network in zip(structure.observed, self.embeddings, strict=True):
             value, parts = self._read(standardisation, observations, site, batch_dims)
-            present = parts[1] if structure.may_miss(site.name) else None
+            present = parts[1].any(-1, keepdim=True) if structure.may_miss(site.name) else None
             pooling = Pooling(
                 structure,
                 structure.levels(site),
@@ -151,7 +151,9 @@ class PosteriorChain(nn.Module):
         standard = (value - loc) / scale
         if not self.structure.may_miss(site.name):
             return value, [standard]
-        present = ~torch.isnan(value).any(-1, keepdim=True)
+        present = ~torch.isnan(value)
+        if not self.structure.has_positions(site.name):
+            present = present.all(-1, keepdim=True)
         # Filled before any network, so that gradients are finite.
         return value, [torch.where(present, standard, 0.0), present.to(value.dtype)]
 
@@ -375,11 +377,14 @@ def build_chain(
             for item in structure.inputs
             if structure.is_over(site, item.plates)
         )
-        num_inputs += structure.may_miss(site.name)  # whether the event is there
         for other in structure.companions(site):
-            num_inputs += math.prod(other.event_shape) + structure.may_miss(other.name)
+            num_inputs += math.prod(other.event_shape) + structure.mask_size(other.name)
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
         embedding = embeddings[site.name]
+        if structure.has_positions(site.name):
+            embedding = embedding.for_masked_events(site.name)
+        else:
+            num_inputs += structure.mask_size(site.name)  # whether the event is there
         networks.append(embedding.build(site.event_shape, num_inputs, sources))
         level_sizes[site.name] = embedding.context_sizes(site.event_shape, num_inputs, sources)
     by_key: dict[Any, list[str]] = {}
