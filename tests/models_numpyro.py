@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import (
     AffineTransform,
@@ -463,30 +462,6 @@ def walk_along_a_plate(y=None):
     with numpyro.plate("rows", 5, dim=-1):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         numpyro.sample("y", dist.Normal(jnp.cumsum(z, -1), 1.0), obs=y)
-
-
-def scanned_level(y=None):
-    """Latents and data inside of the host's scan."""
-    step_size = numpyro.sample("step_size", dist.HalfNormal(1.0))
-
-    def step(level, seen):
-        level = numpyro.sample("level", dist.Normal(level, step_size))
-        numpyro.sample("y", dist.Normal(level, 1.0), obs=seen)
-        return level, None
-
-    scan(step, 0.0, y, length=6)
-
-
-def scanned_data(y=None):
-    """Only the data are inside of the host's scan, in a plate."""
-    phi = numpyro.sample("phi", dist.Uniform(-1.0, 1.0))
-
-    def step(before, seen):
-        with numpyro.plate("rows", 3):
-            seen = numpyro.sample("y", dist.Normal(phi * before, 1.0), obs=seen)
-        return seen, None
-
-    scan(step, jnp.zeros(3), y, length=6)
 
 
 def summed_plate(y=None):

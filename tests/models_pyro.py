@@ -453,14 +453,6 @@ def level_as_an_event(y=None, num_steps=_LEVEL.num_steps):
     pyro.sample("y", dist.Normal(path, _LEVEL.noise).to_event(1), obs=y)
 
 
-def rows_one_by_one(y=None):
-    """A sequential plate: sites of its steps are in no vectorised plate."""
-    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-    for t in pyro.plate("rows", 3):
-        x = pyro.sample(f"x_{t}", dist.Normal(mean, 0.5))
-        pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=None if y is None else y[t])
-
-
 def padded_panels(is_there, y=None, num_steps=5):
     """Series of different lengths, padded: the density of each step is masked by the model."""
     t = torch.arange(num_steps) / 5

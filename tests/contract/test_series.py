@@ -92,11 +92,26 @@ def test_a_loop_inside_of_a_plate(host):
     np.testing.assert_allclose(found(order), found(np.arange(4))[order], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["scanned_level", "scanned_data"])
-def test_sites_inside_of_scan(name):
+@pytest.mark.parametrize("are_latents_inside", [True, False])
+def test_sites_inside_of_scan(are_latents_inside):
     require("numpyro")
-    host = backends.host("numpyro")
-    guide = host.guide(getattr(host.models, name), observed="y")
+    import numpyro
+    from numpyro import distributions as dist
+    from numpyro.contrib.control_flow import scan
+
+    def model(y=None):
+        size = numpyro.sample("size", dist.HalfNormal(1.0))
+
+        def step(level, seen):
+            if are_latents_inside:
+                level = numpyro.sample("level", dist.Normal(level, size))
+            with numpyro.plate("rows", 3):
+                seen = numpyro.sample("y", dist.Normal(level, size), obs=seen)
+            return level, None
+
+        scan(step, 0.0, y, length=6)
+
+    guide = backends.host("numpyro").guide(model, observed="y")
     with pytest.raises(ValueError, match="site 'y': is inside scan, .* Write the series as one ev"):
         guide.setup()
 
@@ -118,7 +133,16 @@ def test_pyro_loops_over_a_sequential_plate():
     """Independent steps one by one are sites like any other."""
     require("pyro")
     host = backends.host("pyro")
-    model, y = host.models.rows_one_by_one, host.array(np.array([0.4, -1.0, 2.0]))
+    import pyro
+    from pyro import distributions as dist
+
+    def model(y=None):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        for t in pyro.plate("rows", 3):
+            x = pyro.sample(f"x_{t}", dist.Normal(mean, 0.5))
+            pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=None if y is None else y[t])
+
+    y = host.array(np.array([0.4, -1.0, 2.0]))
     guide = host.guide(model, observed=sites("y", 3), **small(host))
     amortized = host.fit(model, guide, host.trace_elbo(), args=(y,), num_steps=2)
     summary = host.importance_sample(amortized.at(y), 4000).summary
@@ -221,9 +245,7 @@ def test_padded_series_in_training(host):
     assert np.isfinite(amortized.history.losses).all()
     assert all(np.isfinite(value).all() for value in host.weights(amortized).values())
     holes = (host.array(THERE), host.array(np.where(THERE, PANELS, np.nan)))
-    with pytest.raises(
-        ValueError, match="observed site 'y': NaN at positions that its mask"
-    ):
+    with pytest.raises(ValueError, match="observed site 'y': NaN at positions that its mask"):
         host.fit(model, guide, host.trace_elbo(), args=holes, num_steps=1)
 
 
