@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -247,7 +248,27 @@ class PlateCheck:
                     "mask is false. Apply it in the model: numpyro.handlers.mask(mask=...) around "
                     "the site"
                 )
+            elif info.has_positions and not self._masks_positions(
+                info.site, str(info.argument), mask
+            ):
+                found.append(
+                    f"missing '{info.argument}': the density of site '{info.site}' is not that of "
+                    "the positions where the mask is true. Mask each step given the latents: "
+                    "dist.Normal(mean, scale).mask(mask).to_event(1)"
+                )
         return found
+
+    def _masks_positions(self, name: str, argument: str, mask: Any) -> bool:
+        """Whether values of a site matter where its mask is true, and nowhere else."""
+        shape = mask.shape[-len(self._structure.site(name).event_shape) :]
+        there = (jnp.arange(math.prod(shape)) % 2 == 0).reshape(shape)
+        value, other = self._values[name], self._others[name]
+        given = {argument: jnp.broadcast_to(there, mask.shape)}
+        base, hidden, seen = (
+            self._densities(self._values | {name: changed}, given)[name]
+            for changed in (value, jnp.where(there, value, other), jnp.where(there, other, value))
+        )
+        return _close(base, hidden) and not _close(base, seen)
 
     def mixing_plates(self) -> set[str]:
         """Plates along which data or inputs of one element enter the densities of others."""

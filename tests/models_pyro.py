@@ -463,6 +463,14 @@ def padded_panels(is_there, y=None, num_steps=5):
         pyro.sample("y", steps.mask(True if is_there is None else is_there).to_event(1), obs=y)
 
 
+def panels_masked_as_a_whole(is_there, y=None):
+    """A series with a hole is left out: what is there of it says nothing."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 3, dim=-1):
+        series = dist.Normal(slope[..., None] + torch.zeros(5), 0.5).to_event(1)
+        pyro.sample("y", series.mask(is_there.all(-1)), obs=y)
+
+
 def walk_along_a_plate(y=None):
     """Every row depends on the rows before it, which a plate denies."""
     with pyro.plate("rows", 5, dim=-1):

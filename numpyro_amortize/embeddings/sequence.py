@@ -31,7 +31,9 @@ class SequenceEmbedding(Embedding):
     channel: two numbers in place of every value of the series.
 
     Use it for an observed site whose event is one series, shape `(T,)` or `(T, d)`, whose
-    steps depend on each other. For exchangeable rows use a plate and `PlateEmbedding`.
+    steps depend on each other. For exchangeable rows use a plate and `PlateEmbedding`. Series of
+    different lengths are padded to one: declare the mask of their steps in the guide's `missing=`,
+    and apply it in the model, `Normal(mean, scale).mask(mask).to_event(1)`.
 
     Args:
         kind: `"convolution"` or `"recurrent"`.

@@ -271,3 +271,7 @@ def test_masks_that_do_not_fit(host):
     model, guide = padded(host, embedding=host.package.PlateEmbedding())
     with pytest.raises(ValueError, match="embedding of site 'y': PlateEmbedding reads whole event"):
         guide.setup(there)
+    model = host.models.panels_masked_as_a_whole
+    guide = host.guide(model, observed="y", missing={"is_there": "y"})
+    with pytest.raises(ValueError, match="missing 'is_there': the density of site 'y' is not that"):
+        guide.setup(there)
