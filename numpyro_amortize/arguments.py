@@ -1,4 +1,4 @@
-"""The arguments of a call: covariates, index vectors, plate sizes and settings."""
+"""The arguments of a call: index vectors, plate sizes, masks and settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import numpy as np
 from jax import Array
 
 from numpyro_amortize.levels import GroupInfo
-from numpyro_amortize.structure import InputInfo, MissingInfo, ModelStructure, PlateInfo
+from numpyro_amortize.structure import MissingInfo, ModelStructure, PlateInfo
 
-InputPlates = Mapping[str, str | Sequence[str] | None]
 IndexPlates = Mapping[str, tuple[str, str]]
 MissingSites = str | Sequence[str] | Mapping[str, str]
 
@@ -56,17 +55,11 @@ def read_settings(
     }
 
 
-def read_inputs(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    inputs: InputPlates,
-    sizes: Mapping[str, str],
-    plates: Mapping[str, PlateInfo],
-) -> tuple[tuple[InputInfo, ...], list[str]]:
-    """The declared covariates, and what is wrong with them or with the declared sizes."""
-    arguments = bound_arguments(model, args, kwargs).arguments
-    infos, problems = [], []
+def size_problems(
+    arguments: Mapping[str, Any], sizes: Mapping[str, str], plates: Mapping[str, PlateInfo]
+) -> list[str]:
+    """What is wrong with the declared plate sizes."""
+    problems = []
     for name, plate in sizes.items():
         if name not in arguments:
             problems.append(
@@ -74,34 +67,7 @@ def read_inputs(
             )
         elif plate not in plates:
             problems.append(f"sizes '{name}': no site is in a plate called '{plate}'")
-    for name, declared in inputs.items():
-        along = (declared,) if isinstance(declared, str) else tuple(declared or ())
-        if name not in arguments:
-            problems.append(
-                f"input '{name}': the model has no such argument; it has {list(arguments)}"
-            )
-        elif not is_array(arguments[name]):
-            problems.append(
-                f"input '{name}': expected an array, got {type(arguments[name]).__name__}; "
-                "pass one in this call"
-            )
-        elif missing := [plate for plate in along if plate not in plates]:
-            problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")
-        elif drawn := [plate for plate in along if plates[plate].is_subsampled]:
-            problems.append(
-                f"input '{name}': covariates along the subsampled plate '{drawn[0]}' are not "
-                "supported; call the model with the rows of a batch and a plate of its size"
-            )
-        else:
-            shape = jnp.shape(arguments[name])
-            expected = tuple(plates[plate].size for plate in along)
-            if shape[: len(along)] != expected:
-                problems.append(
-                    f"input '{name}': expected leading shape {expected} for plates "
-                    f"{list(along)}, got shape {shape}"
-                )
-            infos.append(InputInfo(name, along, shape[len(along) :]))
-    return tuple(infos), problems
+    return problems
 
 
 def group_problems(
@@ -213,17 +179,6 @@ def check_indices(
             raise ValueError(problem)
 
 
-def check_inputs_finite(arguments: Mapping[str, Any], inputs: Sequence[InputInfo]) -> None:
-    """Raise a ValueError if a covariate has values that no network and no model can take."""
-    for item in inputs:
-        value = arguments[item.name]
-        if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
-            raise ValueError(
-                f"input '{item.name}': expected finite values, got NaN or infinite ones. Fill "
-                "them; where an observed value is missing too, any finite value will do"
-            )
-
-
 def missing_infos(missing: MissingSites) -> tuple[MissingInfo, ...]:
     """The sites of which values may be missing, from what the user declares."""
     if isinstance(missing, Mapping):
@@ -297,9 +252,10 @@ def mask_shape_problem(info: MissingInfo, mask: Any, shape: Sequence[int]) -> st
     tail = zip(reversed(own), reversed(shape), strict=False)
     if len(own) <= len(shape) and all(size in (1, of_site) for size, of_site in tail):
         return None
+    whole = "" if info.has_positions else " without its events"
     return (
-        f"missing '{info.argument}': expected shape {tuple(shape)}, that of site '{info.site}' "
-        f"without its events, got shape {own}"
+        f"missing '{info.argument}': expected shape {tuple(shape)}, that of site "
+        f"'{info.site}'{whole}, got shape {own}"
     )
 
 
@@ -336,7 +292,7 @@ def with_nothing_missing(
     kwargs: Mapping[str, Any],
     missing: Sequence[MissingInfo],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A call of the model with its masks true everywhere, as its structure is read.
+    """A call of the model with masks true everywhere and nothing NaN, to read its structure.
 
     Args:
         model: The user's model.
@@ -347,12 +303,15 @@ def with_nothing_missing(
     Returns:
         Positional and keyword arguments.
     """
-    masks = [info.argument for info in missing if info.argument is not None]
-    if not masks:
+    if not missing:
         return args, dict(kwargs)
+    masks = [info.argument for info in missing if info.argument is not None]
     bound = given_arguments(model, args, kwargs)
-    for name in masks:
-        value = bound.arguments.get(name)
-        if value is not None:
+    for name, value in bound.arguments.items():
+        if name in masks and value is not None:
             bound.arguments[name] = jnp.ones(jnp.shape(value), bool)
+        elif is_array(value) and jnp.issubdtype(
+            value.dtype, jnp.floating
+        ):  # a model may make a mask of NaN
+            bound.arguments[name] = jnp.where(jnp.isnan(value), 0.0, value)
     return bound.args, bound.kwargs

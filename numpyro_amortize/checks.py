@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax import Array
 from numpyro import handlers
 
 from numpyro_amortize.arguments import bound_arguments, given_arguments, is_array
+from numpyro_amortize.covariates import input_values
 from numpyro_amortize.levels import GroupInfo
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import (
@@ -78,7 +80,8 @@ def argument_problems(
 
     Each undeclared array is perturbed under one key. If draws change, either the argument is
     data (some observed value changes too): the model reads its data while it simulates; or
-    it is an input that nobody declared.
+    it is an input that nobody declared, unless the model uses it only through deterministic
+    sites that are inputs: held at their values, nothing moves.
 
     Args:
         model: The user's model.
@@ -94,6 +97,9 @@ def argument_problems(
     key = jax.random.key(_KEY)
     simulated = site_values(run_model(model, args, kwargs, key))
     data = read_data(model, args, kwargs)
+    computed = [
+        site for site in inputs if site in simulated and site not in bound.signature.parameters
+    ]
     problems = []
     for name, value in bound.arguments.items():
         if name in inputs or not is_array(value):
@@ -111,13 +117,23 @@ def argument_problems(
                 f"{moved} change with it). Write the model so that later values come from its "
                 "own earlier draws, for example with numpyro.contrib.control_flow.scan"
             )
-        else:
+            continue
+        held = {site: simulated[site] for site in computed}
+        again = site_values(run_model(model, call.args, call.kwargs, key, values=held))
+        followed = [site for site in computed if site in moved]
+        moved = sorted(site for site in simulated if not is_same(simulated[site], again[site]))
+        if moved:
             problems.append(
                 f"argument '{name}': changes sites {moved} but is not declared, so the guide "
                 f"would not see it. Pass inputs={{'{name}': plate}} with the plate that its "
                 f"leading dimension follows, or inputs={{'{name}': None}} if it has none; if it "
                 f"is an index vector, groups={{'{name}': (plate it points into, its own plate)}}"
             )
+            if followed:
+                problems[-1] += (
+                    f". Through the inputs {followed} the guide sees it only where the model uses "
+                    "what their statements return: x = deterministic('x', ...)"
+                )
     return problems
 
 
@@ -140,11 +156,24 @@ class PlateCheck:
     ) -> None:
         self._model, self._structure, self._call = model, structure, (args, kwargs)
         self._bound = bound_arguments(model, args, kwargs)
-        trace = run_model(model, args, kwargs, jax.random.key(_KEY))
-        self._values = {
-            name: jnp.asarray(site["value"])
-            for name, site in trace.items()
-            if site["type"] == "sample" and not is_factor(site) and name not in structure.constants
+        trace, again = (
+            run_model(model, args, kwargs, jax.random.key(key)) for key in (_KEY, _KEY + 1)
+        )
+        self._values, self._others = (
+            {
+                name: jnp.asarray(site["value"])
+                for name, site in run.items()
+                if site["type"] == "sample"
+                and not is_factor(site)
+                and name not in structure.constants
+            }
+            for run in (trace, again)
+        )
+        self._inputs = input_values(model, args, kwargs, structure.inputs)
+        self._input_shapes = {
+            item.name: jnp.shape(trace[item.name]["value"])
+            for item in structure.inputs
+            if item.is_site
         }
         self._base = log_densities(trace)
         self._computed = deterministic_values(trace)
@@ -177,7 +206,19 @@ class PlateCheck:
                     )
         for group in self._structure.groups:
             found += self._group_problems(group)
+        for info in self._structure.missing:
+            found += self._reader_problems(info.site)
         return found
+
+    def _reader_problems(self, name: str) -> list[str]:
+        """Sites that depend on values of an observed site which may be missing."""
+        after = self._densities(self._values | {name: self._others[name]}, {})
+        return [
+            f"missing '{name}': site '{other}' depends on its values, so the missing ones would "
+            "have to be inferred. Make them a latent site of the model, or declare nothing missing"
+            for other, density in self._base.items()
+            if other != name and not _close(density, after[other])
+        ]
 
     def _group_problems(self, group: GroupInfo) -> list[str]:
         """Latents that reach rows which their index vector gives to another element."""
@@ -228,6 +269,14 @@ class PlateCheck:
                     "mask is false. Apply it in the model: numpyro.handlers.mask(mask=...) around "
                     "the site"
                 )
+            elif info.has_positions and not self._masks_positions(
+                info.site, str(info.argument), mask
+            ):
+                found.append(
+                    f"missing '{info.argument}': the density of site '{info.site}' is not that of "
+                    "the positions where the mask is true. Mask each step given the latents: "
+                    "dist.Normal(mean, scale).mask(mask).to_event(1)"
+                )
         return found
 
     def noise_problems(self) -> list[str]:
@@ -242,6 +291,18 @@ class PlateCheck:
             for name, value in {**self._base, **self._computed}.items()
             if not _close(value, again[name])
         ]
+
+    def _masks_positions(self, name: str, argument: str, mask: Any) -> bool:
+        """Whether values of a site matter where its mask is true, and nowhere else."""
+        shape = mask.shape[-len(self._structure.site(name).event_shape) :]
+        there = (jnp.arange(math.prod(shape)) % 2 == 0).reshape(shape)
+        value, other = self._values[name], self._others[name]
+        given = {argument: jnp.broadcast_to(there, mask.shape)}
+        base, hidden, seen = (
+            self._densities(self._values | {name: changed}, given)[name]
+            for changed in (value, jnp.where(there, value, other), jnp.where(there, other, value))
+        )
+        return _close(base, hidden) and not _close(base, seen)
 
     def mixing_plates(self) -> set[str]:
         """Plates along which data or inputs of one element enter the densities of others."""
@@ -265,7 +326,15 @@ class PlateCheck:
     def _densities(
         self, values: Mapping[str, Array], inputs: Mapping[str, Array]
     ) -> dict[str, Array]:
-        changed = dict(self._bound.arguments) | dict(inputs)
+        computed = {
+            name: value.reshape(self._input_shapes[name])
+            for name, value in inputs.items()
+            if name in self._input_shapes
+        }
+        values = {**values, **computed}
+        changed = dict(self._bound.arguments) | {
+            name: value for name, value in inputs.items() if name not in computed
+        }
         call = inspect.BoundArguments(self._bound.signature, changed)
         return log_densities(
             run_model(self._model, call.args, call.kwargs, jax.random.key(_KEY), values=values)
@@ -280,7 +349,7 @@ class PlateCheck:
             for name, value in self._values.items()
         }
         inputs = {
-            item.name: jnp.roll(self._bound.arguments[item.name], 1, item.plates.index(plate))
+            item.name: jnp.roll(self._inputs[item.name], 1, item.plates.index(plate))
             for item in self._structure.inputs
             if plate in item.plates
         } | self._rolled_indices(plate)
@@ -312,8 +381,7 @@ class PlateCheck:
         item = next(item for item in self._structure.inputs if item.name == name)
         if plate not in item.plates:
             return None
-        value = jnp.asarray(self._bound.arguments[name])
-        changed = _first_replaced(value, item.plates.index(plate))
+        changed = _first_replaced(self._inputs[name], item.plates.index(plate))
         return self._first_changed(plate, self._densities(self._values, {name: changed}))
 
     def _first_changed(self, plate: str, after: Mapping[str, Array]) -> str | None:

@@ -109,6 +109,8 @@ def fit(
     structure = guide.structure
     pad = _padding(guide, npe, calls, padding if draw_call else "never")
     check_gradients(structure, objective)
+    if not npe and any(info.has_positions for info in structure.missing):
+        guide.find_observations(*calls[0])  # NaN in padding would be met inside the loop
     if npe and npe.simulations is None:
         _check_simulations(guide.model, npe, calls[0])
     step = TrainingStep(

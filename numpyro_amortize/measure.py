@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.arguments import bound_arguments
+from numpyro_amortize.covariates import input_values
 from numpyro_amortize.layout import pack, pack_moments, pack_plain
 from numpyro_amortize.simulate import simulate_rows
 from numpyro_amortize.standardisation import Standardisation, robust_moments
@@ -54,9 +54,9 @@ def measure(
             draws[site.name].append(coordinates)
         for site in structure.observed:
             data[site.name].append(pack_plain(structure, site, values[site.name], 1))
-        arguments = bound_arguments(model, args, kwargs).arguments
+        given = input_values(model, args, kwargs, structure.inputs)
         for item in structure.inputs:
-            inputs[item.name].append(pack_plain(structure, item, arguments[item.name], 0))
+            inputs[item.name].append(pack_plain(structure, item, given[item.name], 0))
     return Standardisation(
         *(
             {name: robust_moments(name, arrays) for name, arrays in group.items()}

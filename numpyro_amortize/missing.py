@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,8 +12,83 @@ from jax import Array
 
 from numpyro_amortize.arguments import mask_shape_problem
 from numpyro_amortize.simulate import joint_log_densities
-from numpyro_amortize.structure import ModelStructure
-from numpyro_amortize.tracing import run_model
+from numpyro_amortize.structure import MissingInfo, ModelStructure
+from numpyro_amortize.tracing import Trace, run_model
+
+
+def with_positions(
+    missing: Sequence[MissingInfo], arguments: Mapping[str, Any], trace: Trace
+) -> tuple[MissingInfo, ...]:
+    """The declared masks, told apart into those of events and those of their positions.
+
+    Args:
+        missing: Sites of which values may be missing.
+        arguments: The model's arguments by name.
+        trace: A run of the model.
+    """
+    found = []
+    for info in missing:
+        mask = arguments.get(info.argument) if info.argument else None
+        if mask is not None and info.site in trace:
+            fn = trace[info.site]["fn"]
+            is_deep = mask.ndim > len(fn.batch_shape)
+            info = replace(info, has_positions=is_deep and bool(fn.event_shape))
+        found.append(info)
+    return tuple(found)
+
+
+def check_masks(
+    structure: ModelStructure,
+    arguments: Mapping[str, Any],
+    observations: Mapping[str, Array],
+    batch_dims: int,
+) -> None:
+    """Raise a ValueError if a mask does not have the shape of its data, or NaN are not hidden.
+
+    Args:
+        structure: The structure of the model.
+        arguments: The model's arguments by name.
+        observations: Data by site, `(*batch, *plates, *event)`.
+        batch_dims: Number of batch axes.
+    """
+    for info in structure.missing:
+        mask = arguments.get(info.argument) if info.argument else None
+        value = observations[info.site]
+        event_dim = 0 if info.has_positions else len(structure.site(info.site).event_shape)
+        expected = tuple(value.shape[batch_dims : value.ndim - event_dim])
+        problem = None if mask is None else mask_shape_problem(info, mask, expected)
+        if problem:
+            raise ValueError(problem)
+        if info.has_positions and _has_nan(value, mask):
+            raise ValueError(
+                f"observed site '{info.site}': NaN where its mask '{info.argument}' does not hide "
+                "it. A mask for each position says what is missing, in every call; where it is "
+                "false, any finite value will do"
+            )
+
+
+def check_padding(structure: ModelStructure, observations: Mapping[str, Array]) -> None:
+    """Raise a ValueError if hidden positions of a call's own data are NaN.
+
+    The model masks them, but a whole event that is NaN in part would be left out.
+
+    Args:
+        structure: The structure of the model.
+        observations: Data by site.
+    """
+    for info in structure.missing:
+        if info.has_positions and _has_nan(observations[info.site], None):
+            raise ValueError(
+                f"observed site '{info.site}': NaN at positions that its mask '{info.argument}' "
+                "hides. Fill them with any finite value: the mask is for each position"
+            )
+
+
+def _has_nan(value: Array, mask: Array | None) -> bool:
+    if isinstance(value, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
+        return False
+    is_nan = jnp.isnan(value)
+    return bool(jnp.any(is_nan if mask is None else is_nan & mask))
 
 
 def mark_missing(
@@ -35,32 +111,43 @@ def mark_missing(
     for info in structure.missing:
         mask = arguments.get(info.argument) if info.argument else None
         if mask is not None:
-            shape = is_present(structure, info.site, marked[info.site]).shape
-            problem = mask_shape_problem(info, mask, shape)
-            if problem:
-                raise ValueError(problem)
-            marked[info.site] = hide(structure, info.site, marked[info.site], ~jnp.asarray(mask))
+            marked[info.site] = hide(
+                structure,
+                info.site,
+                marked[info.site],
+                ~jnp.asarray(mask),
+                at_positions=info.has_positions,
+            )
     return marked
 
 
-def hide(structure: ModelStructure, name: str, value: Array, is_missing: Array) -> Array:
+def hide(
+    structure: ModelStructure,
+    name: str,
+    value: Array,
+    is_missing: Array,
+    *,
+    at_positions: bool = False,
+) -> Array:
     """Values with NaN where they are missing, as floating point.
 
     Args:
         structure: The structure of the model.
         name: The observed site.
         value: Shape `(*batch, *plates, *event)`.
-        is_missing: Boolean, broadcastable to `(*batch, *plates)`.
+        is_missing: Boolean, broadcastable to `(*batch, *plates)`, or with the event.
+        at_positions: Whether `is_missing` has the axes of the event.
     """
-    event_dim = len(structure.site(name).event_shape)
+    event_dim = 0 if at_positions else len(structure.site(name).event_shape)
     where = is_missing.reshape(is_missing.shape + (1,) * event_dim)
     return jnp.where(where, jnp.nan, value.astype(jnp.result_type(float)))
 
 
 def is_present(structure: ModelStructure, name: str, value: Array) -> Array:
-    """Which events are complete, shape `(*batch, *plates)`."""
+    """Which events are there, whole or in part if parts may be, shape `(*batch, *plates)`."""
     event_dim = len(structure.site(name).event_shape)
-    return jnp.all(~jnp.isnan(value), axis=tuple(range(-event_dim, 0)))
+    pool = jnp.any if structure.has_positions(name) else jnp.all
+    return pool(~jnp.isnan(value), axis=tuple(range(-event_dim, 0)))
 
 
 def fill_missing_values(
@@ -91,6 +178,8 @@ def fill_missing_values(
         event_dim = len(structure.site(name).event_shape)
         present = is_present(structure, name, value)
         where = present.reshape(present.shape + (1,) * event_dim)
+        if structure.has_positions(name):
+            where = ~jnp.isnan(value)
         filled[name] = jnp.where(where, value, stand_in).astype(stand_in.dtype)
     return filled
 

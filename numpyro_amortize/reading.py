@@ -8,14 +8,11 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from numpyro import handlers
 from numpyro.infer.inspect import get_dependencies
-from numpyro.primitives import Messenger
 
 from numpyro_amortize.arguments import (
     IndexPlates,
-    InputPlates,
     MissingSites,
     bound_arguments,
     group_problems,
@@ -25,21 +22,25 @@ from numpyro_amortize.arguments import (
     missing_infos,
     missing_parent_problems,
     missing_problems,
-    read_inputs,
     read_settings,
+    size_problems,
     with_nothing_missing,
 )
 from numpyro_amortize.checks import PlateCheck, argument_problems
+from numpyro_amortize.covariates import InputPlates, read_inputs
 from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
 from numpyro_amortize.levels import GroupInfo, closure
+from numpyro_amortize.missing import with_positions
+from numpyro_amortize.obs_mask import known_masks
 from numpyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from numpyro_amortize.sites import name_problems, site_problems
+from numpyro_amortize.stand_ins import FlatSpheres, ImproperPriors
 from numpyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
-from numpyro_amortize.supports import SUPPORTED, Support, read_support, site_support
+from numpyro_amortize.supports import SUPPORTED, Support, site_support
 from numpyro_amortize.tracing import (
     Trace,
-    base_distribution,
+    carries_plates,
     free_data,
     is_factor,
     keep_fixed,
@@ -96,35 +97,37 @@ def read_structure(
     masked_call = args, kwargs
     args, kwargs = with_nothing_missing(model, args, kwargs, absent)
     with masks_named(arguments, absent):
-        problems += name_problems(_ImproperPriors(model), args, kwargs)
+        problems += name_problems(ImproperPriors(model), args, kwargs)
     if problems:
         raise _report(problems)
-    fixed, fixed_problems = fixed_sites(_ImproperPriors(model), args, kwargs, observed)
+    fixed, fixed_problems = fixed_sites(ImproperPriors(model), args, kwargs, observed)
     problems += fixed_problems
     model = keep_fixed(model, fixed)
-    proper = _ImproperPriors(model)
-    trace = run_model(proper, args, kwargs, jax.random.key(0))
-    again = run_model(proper, args, kwargs, jax.random.key(1))
+    proper = ImproperPriors(model)
+
+    def run(seed: int) -> Trace:
+        return run_model(proper, args, kwargs, jax.random.key(seed))
+
+    trace, again = run(0), run(1)
     problems += proper.problems()
     sites = {
         name: site
         for name, site in trace.items()
         if site["type"] == "sample" and not is_factor(site)
     }
-    masked = [info.site for info in absent if info.argument]
+    absent = with_positions(absent, arguments, sites)
+    masked = known_masks(absent, sites)
     problems += site_problems(sites, observed, fixed, masked, read_subsample_sizes(trace))
     problems += repetition_problems(sites, again, (*fixed, *proper.names))
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
     problems += group_problems(model, args, kwargs, group_infos, plates)
-    input_infos, input_problem_list = read_inputs(model, args, kwargs, inputs, sizes, plates)
+    problems += size_problems(arguments, sizes, plates)
+    input_infos, input_problem_list = read_inputs(arguments, inputs, plates, trace, run)
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, (*observed, *fixed), plates)
     problems += support_problems
-    problems += range_problems(
-        {site.name: site.support for site in latent_sites},
-        lambda seed: run_model(proper, args, kwargs, jax.random.key(seed)),
-    )
+    problems += range_problems({site.name: site.support for site in latent_sites}, run)
     if problems:
         raise _report(problems)
 
@@ -249,54 +252,6 @@ def _report(problems: Sequence[str]) -> ValueError:
     return ValueError(f"AmortizedGuide cannot be built for this model:\n{lines}")
 
 
-class _ImproperPriors(Messenger):
-    """Gives improper sites a value, so that one run reports every problem."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        super().__init__(fn)
-        self.names: list[str] = []
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and isinstance(
-            base_distribution(msg["fn"]), dist.ImproperUniform
-        ):
-            if msg["name"] not in self.names:
-                self.names.append(msg["name"])
-            msg["value"] = _neutral_value(msg["fn"])
-
-    def problems(self) -> list[str]:
-        return [
-            f"site '{name}': its prior is improper and cannot be simulated. Give it a proper "
-            "stand-in, wide on the scale of the data"
-            for name in self.names
-        ]
-
-
-class _FlatSpheres(Messenger):
-    """Puts normals with the same dependencies in the place of sites on a sphere.
-
-    The host's `get_dependencies` looks for a bijection of every site, and has none for these.
-    """
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] != "sample":
-            return
-        support = read_support(msg["fn"].support)
-        if support is not None and support.kind == "sphere":
-            reads = sum(0.0 * jnp.sum(leaf) for leaf in jax.tree.leaves(msg["fn"]))
-            loc = jnp.zeros(msg["fn"].shape()) + reads
-            msg["fn"] = dist.Normal(loc, 1.0).to_event(msg["fn"].event_dim)
-
-
-def _neutral_value(fn: dist.Distribution) -> Any:
-    """The image of zero on the support, or zero where there is no map."""
-    support = read_support(fn.support)
-    if support is None:
-        return jnp.zeros(fn.shape())
-    transform = support.bijection(fn.event_dim)
-    return transform(jnp.zeros(transform.inverse_shape(fn.shape())))
-
-
 def _read_plates(
     trace: Trace, sites: Trace, observed: tuple[str, ...], groups: Sequence[GroupInfo]
 ) -> tuple[dict[str, PlateInfo], list[str]]:
@@ -349,11 +304,9 @@ def _site_plates(
 def _read_deterministic(site: Mapping[str, Any], plates: Mapping[str, PlateInfo]) -> SiteInfo:
     """A deterministic site; its value need not follow the plates that it is written in."""
     shape = jnp.shape(site["value"])
-    frames = site["cond_indep_stack"]
-    depth = max((-frame.dim for frame in frames), default=0)
-    batch = shape[:depth]
-    if len(batch) < depth or any(batch[depth + frame.dim] != frame.size for frame in frames):
+    if not carries_plates(site):
         return SiteInfo(site["name"], shape)
+    depth = max((-frame.dim for frame in site["cond_indep_stack"]), default=0)
     return SiteInfo(
         site["name"],
         shape[depth:],
@@ -417,7 +370,7 @@ def _dependencies(
 ) -> dict[str, set[str]]:
     """For each of these sites the others that its distribution reads."""
     with handlers.block():
-        freed = free_data(_FlatSpheres(model))
+        freed = free_data(FlatSpheres(model))
         found = get_dependencies(freed, args, dict(kwargs))["prior_dependencies"]
     return {child: set(found[child]) - {child} for child in names}
 
@@ -448,6 +401,8 @@ def _mask_shape_problems(structure: ModelStructure, arguments: Mapping[str, Any]
         shape = [1] * max((-plate.dim for plate in plates), default=0)
         for plate in plates:
             shape[plate.dim] = plate.size
+        if info.has_positions:
+            shape += structure.site(info.site).event_shape
         found.append(None if mask is None else mask_shape_problem(info, mask, shape))
     return [problem for problem in found if problem]
 

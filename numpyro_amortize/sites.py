@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
+from numpyro_amortize.loops import is_scanned, scan_problem, unrolled_problems
 from numpyro_amortize.tracing import Trace, free_data, is_masked
 
 
@@ -69,6 +70,16 @@ def site_problems(
         One message per problem.
     """
     problems = [
+        f"observed site '{name}': the model gives it an obs_mask, and the guide would not see by "
+        f"what. Declare the mask, an argument of the model: missing={{'argument': '{name}'}}; or "
+        f"missing='{name}' if the model makes it from NaN in the data"
+        for name in observed
+        if f"{name}_unobserved" in sites
+    ]
+    problems += unrolled_problems(sites)
+    if problems:  # the parts of such sites would be complained of one by one
+        return problems
+    problems = [
         f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
         for name in observed
         if name not in sites
@@ -85,7 +96,9 @@ def site_problems(
                 f"site '{name}': scaled sites are not supported. Make the guide for the model "
                 "without the scale; the host's SVI may be given the scaled model with it"
             )
-        if _is_uncovered(site):
+        if is_scanned(site) and _is_uncovered(site):
+            problems.append(scan_problem(name))
+        elif _is_uncovered(site):
             problems.append(
                 f"site '{name}': batch shape {tuple(site['fn'].batch_shape)} is not covered by "
                 "plates. Use a plate, or .to_event() if its elements are one vector"

@@ -69,17 +69,19 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """A model argument that is a covariate.
+    """A covariate: an argument of the model, or what it computes from its arguments.
 
     Args:
-        name: Name of the argument.
+        name: Name of the argument or deterministic site.
         plates: Plates that its leading dimensions follow.
         event_shape: Its remaining shape.
+        is_site: Whether it is a deterministic site.
     """
 
     name: str
     plates: tuple[str, ...]
     event_shape: tuple[int, ...]
+    is_site: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,12 @@ class MissingInfo:
         site: Name of the site.
         argument: The model's boolean argument that says which are there, or None: NaN marks
             what is missing.
+        has_positions: Whether the argument says so for every position of an event.
     """
 
     site: str
     argument: str | None = None
+    has_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -213,9 +217,40 @@ class ModelStructure:
         names = [site.name for site in self.observed]
         return tuple(name for name in names if name in self.optional or self.may_miss(name))
 
+    def companions(self, site: SiteInfo) -> tuple[SiteInfo, ...]:
+        """Observed sites whose values each row of an observed site reads beside its own.
+
+        Of two sites in the same plates the later one reads the earlier: what only the pairs
+        of their values say, such as a slope, must meet before any pooling. Without plates
+        nothing is pooled, and the heads read both.
+        """
+        if not site.plates:
+            return ()
+        names = [each.name for each in self.observed]
+        return tuple(
+            other
+            for other in self.observed
+            if other != site
+            and self.is_over(site, other.plates)
+            and (
+                not self.is_over(other, site.plates)
+                or names.index(other.name) < names.index(site.name)
+            )
+        )
+
     def may_miss(self, name: str) -> bool:
         """Whether single values of an observed site may be missing."""
         return any(info.site == name for info in self.missing)
+
+    def has_positions(self, name: str) -> bool:
+        """Whether single positions of the events of an observed site may be missing."""
+        return any(info.site == name and info.has_positions for info in self.missing)
+
+    def mask_size(self, name: str) -> int:
+        """Number of values by which networks see what of an event is missing."""
+        if self.has_positions(name):
+            return math.prod(self.site(name).event_shape)
+        return int(name in self.incomplete)
 
     def local_plates(self) -> tuple[str, ...]:
         """Plates over whose elements the local latents split, given those drawn before them.
@@ -257,7 +292,12 @@ class ModelStructure:
             latents=tuple(site(item) for item in state["latents"]),
             observed=tuple(site(item) for item in state["observed"]),
             inputs=tuple(
-                InputInfo(item["name"], tuple(item["plates"]), tuple(item["event_shape"]))
+                InputInfo(
+                    item["name"],
+                    tuple(item["plates"]),
+                    tuple(item["event_shape"]),
+                    item["is_site"],
+                )
                 for item in state["inputs"]
             ),
             plates={name: PlateInfo(**item) for name, item in state["plates"].items()},

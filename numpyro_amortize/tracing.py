@@ -139,6 +139,27 @@ def deterministic_values(trace: Trace) -> dict[str, Array]:
     }
 
 
+def leading_value(site: Mapping[str, Any]) -> Array:
+    """Value of a deterministic site with the axes of its own plates only, and its event."""
+    value = jnp.asarray(site["value"])
+    dims = {frame.dim for frame in site["cond_indep_stack"]}
+    depth = max((-dim for dim in dims), default=0)
+    if not carries_plates(site):
+        return value
+    kept = [size for axis, size in enumerate(value.shape) if axis >= depth or axis - depth in dims]
+    return value.reshape(kept)
+
+
+def carries_plates(site: Mapping[str, Any]) -> bool:
+    """Whether the value of a deterministic site follows the plates that it is written in."""
+    shape, frames = jnp.shape(site["value"]), site["cond_indep_stack"]
+    depth = max((-frame.dim for frame in frames), default=0)
+    own = {frame.dim: frame.size for frame in frames}
+    return len(shape) >= depth and all(
+        shape[depth + dim] == own.get(dim, 1) for dim in range(-depth, 0)
+    )
+
+
 def is_factor(site: Mapping[str, Any]) -> bool:
     """Whether a site comes from `numpyro.factor`."""
     return site["type"] == "sample" and isinstance(base_distribution(site["fn"]), dist.Unit)

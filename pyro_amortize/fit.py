@@ -90,6 +90,8 @@ def fit(
     guide.setup_over(calls)
     structure = guide.structure
     check_gradients(structure, objective)
+    if not npe and any(info.has_positions for info in structure.missing):
+        guide.find_observations(*calls[0])  # NaN in padding would be met inside the loop
     if npe and npe.simulations is None and guide.is_vectorized:
         _check_simulations(guide.model, npe, calls[0])
     step = TrainingStep(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_amortize.arguments import bound_arguments
+from pyro_amortize.covariates import input_values
 from pyro_amortize.layout import natural, pack, pack_moments, pack_plain
 from pyro_amortize.simulate import (
     aligned_location_scale,
@@ -63,9 +63,9 @@ def measure(
             draws[site.name].append(coordinates)
         for site in structure.observed:
             data[site.name].append(pack_plain(structure, site, values[site.name], 1))
-        arguments = bound_arguments(model, args, kwargs).arguments
+        given = input_values(model, args, kwargs, structure.inputs)
         for item in structure.inputs:
-            inputs[item.name].append(pack_plain(structure, item, arguments[item.name], 0))
+            inputs[item.name].append(pack_plain(structure, item, given[item.name], 0))
     return Standardisation(
         *(
             {name: robust_moments(name, arrays) for name, arrays in group.items()}

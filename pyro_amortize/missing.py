@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,81 @@ from torch import Tensor
 
 from pyro_amortize.arguments import mask_shape_problem
 from pyro_amortize.simulate import joint_log_densities
-from pyro_amortize.structure import ModelStructure
-from pyro_amortize.tracing import run_model, seeded
+from pyro_amortize.structure import MissingInfo, ModelStructure
+from pyro_amortize.tracing import Trace, run_model, seeded
+
+
+def with_positions(
+    missing: Sequence[MissingInfo], arguments: Mapping[str, Any], trace: Trace
+) -> tuple[MissingInfo, ...]:
+    """The declared masks, told apart into those of events and those of their positions.
+
+    Args:
+        missing: Sites of which values may be missing.
+        arguments: The model's arguments by name.
+        trace: A run of the model.
+    """
+    found = []
+    for info in missing:
+        mask = arguments.get(info.argument) if info.argument else None
+        if mask is not None and info.site in trace:
+            fn = trace[info.site]["fn"]
+            is_deep = mask.ndim > len(fn.batch_shape)
+            info = replace(info, has_positions=is_deep and bool(fn.event_shape))
+        found.append(info)
+    return tuple(found)
+
+
+def check_masks(
+    structure: ModelStructure,
+    arguments: Mapping[str, Any],
+    observations: Mapping[str, Tensor],
+    batch_dims: int,
+) -> None:
+    """Raise a ValueError if a mask does not have the shape of its data, or NaN are not hidden.
+
+    Args:
+        structure: The structure of the model.
+        arguments: The model's arguments by name.
+        observations: Data by site, `(*batch, *plates, *event)`.
+        batch_dims: Number of batch axes.
+    """
+    for info in structure.missing:
+        mask = arguments.get(info.argument) if info.argument else None
+        value = observations[info.site]
+        event_dim = 0 if info.has_positions else len(structure.site(info.site).event_shape)
+        expected = tuple(value.shape[batch_dims : value.ndim - event_dim])
+        problem = None if mask is None else mask_shape_problem(info, mask, expected)
+        if problem:
+            raise ValueError(problem)
+        if info.has_positions and _has_nan(value, mask):
+            raise ValueError(
+                f"observed site '{info.site}': NaN where its mask '{info.argument}' does not hide "
+                "it. A mask for each position says what is missing, in every call; where it is "
+                "false, any finite value will do"
+            )
+
+
+def check_padding(structure: ModelStructure, observations: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError if hidden positions of a call's own data are NaN.
+
+    The model masks them, but a whole event that is NaN in part would be left out.
+
+    Args:
+        structure: The structure of the model.
+        observations: Data by site.
+    """
+    for info in structure.missing:
+        if info.has_positions and _has_nan(observations[info.site], None):
+            raise ValueError(
+                f"observed site '{info.site}': NaN at positions that its mask '{info.argument}' "
+                "hides. Fill them with any finite value: the mask is for each position"
+            )
+
+
+def _has_nan(value: Tensor, mask: Tensor | None) -> bool:
+    is_nan = torch.isnan(value)
+    return bool((is_nan if mask is None else is_nan & mask).any())
 
 
 def mark_missing(
@@ -34,34 +108,43 @@ def mark_missing(
     for info in structure.missing:
         mask = arguments.get(info.argument) if info.argument else None
         if mask is not None:
-            shape = is_present(structure, info.site, marked[info.site]).shape
-            problem = mask_shape_problem(info, mask, shape)
-            if problem:
-                raise ValueError(problem)
-            marked[info.site] = hide(structure, info.site, marked[info.site], ~mask)
+            marked[info.site] = hide(
+                structure, info.site, marked[info.site], ~mask, at_positions=info.has_positions
+            )
     return marked
 
 
-def hide(structure: ModelStructure, name: str, value: Tensor, is_missing: Tensor) -> Tensor:
+def hide(
+    structure: ModelStructure,
+    name: str,
+    value: Tensor,
+    is_missing: Tensor,
+    *,
+    at_positions: bool = False,
+) -> Tensor:
     """Values with NaN where they are missing, as floating point.
 
     Args:
         structure: The structure of the model.
         name: The observed site.
         value: Shape `(*batch, *plates, *event)`.
-        is_missing: Boolean, broadcastable to `(*batch, *plates)`.
+        is_missing: Boolean, broadcastable to `(*batch, *plates)`, or with the event.
+        at_positions: Whether `is_missing` has the axes of the event.
     """
-    event_dim = len(structure.site(name).event_shape)
+    event_dim = 0 if at_positions else len(structure.site(name).event_shape)
     where = is_missing.reshape(is_missing.shape + (1,) * event_dim)
     value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
     return torch.where(where, value.new_tensor(torch.nan), value)
 
 
 def is_present(structure: ModelStructure, name: str, value: Tensor) -> Tensor:
-    """Which events are complete, shape `(*batch, *plates)`."""
+    """Which events are there, whole or in part if parts may be, shape `(*batch, *plates)`."""
     event_dim = len(structure.site(name).event_shape)
     present = ~torch.isnan(value)
-    return present.flatten(-event_dim).all(-1) if event_dim else present
+    if not event_dim:
+        return present
+    flat = present.flatten(-event_dim)
+    return flat.any(-1) if structure.has_positions(name) else flat.all(-1)
 
 
 def fill_missing_values(
@@ -93,6 +176,8 @@ def fill_missing_values(
         event_dim = len(structure.site(name).event_shape)
         present = is_present(structure, name, value)
         where = present.reshape(present.shape + (1,) * event_dim)
+        if structure.has_positions(name):
+            where = ~torch.isnan(value)
         filled[name] = torch.where(where, value, stand_in.to(value.dtype)).to(stand_in.dtype)
     return filled
 

@@ -7,15 +7,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
-from pyro.poutine.messenger import Messenger
 
 from pyro_amortize.arguments import (
     IndexPlates,
-    InputPlates,
     MissingSites,
     bound_arguments,
     group_problems,
@@ -24,21 +21,25 @@ from pyro_amortize.arguments import (
     missing_infos,
     missing_parent_problems,
     missing_problems,
-    read_inputs,
     read_settings,
+    size_problems,
     with_nothing_missing,
 )
 from pyro_amortize.checks import PlateCheck, argument_problems
+from pyro_amortize.covariates import InputPlates, read_inputs
 from pyro_amortize.discrete import range_problems, with_labels
 from pyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
 from pyro_amortize.levels import GroupInfo, closure
+from pyro_amortize.missing import with_positions
+from pyro_amortize.obs_mask import known_masks
 from pyro_amortize.ordering import coupled_through, needed_parents, order_latents
 from pyro_amortize.sites import name_problems, site_problems
+from pyro_amortize.stand_ins import ImproperPriors
 from pyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
-from pyro_amortize.supports import SUPPORTED, Support, read_support, site_support
+from pyro_amortize.supports import SUPPORTED, Support, site_support
 from pyro_amortize.tracing import (
     Trace,
-    base_distribution,
+    carries_plates,
     free_data,
     is_factor,
     keep_fixed,
@@ -95,35 +96,37 @@ def read_structure(
         raise _report(problems)
     masked_call = args, kwargs
     args, kwargs = with_nothing_missing(model, args, kwargs, absent)
-    proper = _ImproperPriors()
+    proper = ImproperPriors()
     problems += name_problems(proper(model), args, kwargs)
     if problems:
         raise _report(problems)
     fixed, fixed_problems = fixed_sites(proper(model), args, kwargs, observed)
     problems += fixed_problems
     model = keep_fixed(model, fixed)
-    trace = _seeded_run(proper(model), args, kwargs, 0)
-    again = _seeded_run(proper(model), args, kwargs, 1)
+
+    def run(seed: int) -> Trace:
+        return _seeded_run(proper(model), args, kwargs, seed)
+
+    trace, again = run(0), run(1)
     problems += proper.problems()
     sites = {
         name: site
         for name, site in trace.items()
         if site["type"] == "sample" and not is_factor(site)
     }
-    masked = [info.site for info in absent if info.argument]
+    absent = with_positions(absent, arguments, sites)
+    masked = known_masks(absent, sites)
     problems += site_problems(sites, observed, fixed, masked, read_subsample_sizes(trace))
     problems += repetition_problems(sites, again, (*fixed, *proper.names))
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
     problems += group_problems(model, args, kwargs, group_infos, plates)
-    input_infos, input_problem_list = read_inputs(model, args, kwargs, inputs, sizes, plates)
+    problems += size_problems(arguments, sizes, plates)
+    input_infos, input_problem_list = read_inputs(arguments, inputs, plates, trace, run)
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, (*observed, *fixed), plates)
     problems += support_problems
-    problems += range_problems(
-        {site.name: site.support for site in latent_sites},
-        lambda seed: _seeded_run(proper(model), args, kwargs, seed),
-    )
+    problems += range_problems({site.name: site.support for site in latent_sites}, run)
     if problems:
         raise _report(problems)
 
@@ -255,37 +258,6 @@ def _seeded_run(
         return run_model(model, args, kwargs)
 
 
-class _ImproperPriors(Messenger):
-    """Gives improper sites a value, so that one run reports every problem."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(base_distribution(msg["fn"]), dist.ImproperUniform):
-            if msg["name"] not in self.names:
-                self.names.append(msg["name"])
-            msg["value"] = _neutral_value(msg["fn"])
-            msg["done"] = True
-
-    def problems(self) -> list[str]:
-        return [
-            f"site '{name}': its prior is improper and cannot be simulated. Give it a proper "
-            "stand-in, wide on the scale of the data"
-            for name in self.names
-        ]
-
-
-def _neutral_value(fn: Any) -> Any:
-    """The image of zero on the support, or zero where there is no map."""
-    support = read_support(fn.support)
-    if support is None:
-        return torch.zeros(fn.shape())
-    transform = support.bijection(fn.event_dim)
-    return transform(torch.zeros(transform.inverse_shape(fn.shape())))
-
-
 def _read_plates(
     trace: Trace, sites: Trace, observed: tuple[str, ...], groups: Sequence[GroupInfo]
 ) -> tuple[dict[str, PlateInfo], list[str]]:
@@ -344,11 +316,9 @@ def _site_plates(
 def _read_deterministic(site: Mapping[str, Any], plates: Mapping[str, PlateInfo]) -> SiteInfo:
     """A deterministic site; its value need not follow the plates that it is written in."""
     shape = tuple(site["value"].shape)
-    frames = site["cond_indep_stack"]
-    depth = max((-frame.dim for frame in frames), default=0)
-    batch = shape[:depth]
-    if len(batch) < depth or any(batch[depth + frame.dim] != frame.size for frame in frames):
+    if not carries_plates(site):
         return SiteInfo(site["name"], shape)
+    depth = max((-frame.dim for frame in site["cond_indep_stack"]), default=0)
     return SiteInfo(
         site["name"],
         shape[depth:],
@@ -442,6 +412,8 @@ def _mask_shape_problems(structure: ModelStructure, arguments: Mapping[str, Any]
         shape = [1] * max((-plate.dim for plate in plates), default=0)
         for plate in plates:
             shape[plate.dim] = plate.size
+        if info.has_positions:
+            shape += structure.site(info.site).event_shape
         found.append(None if mask is None else mask_shape_problem(info, mask, shape))
     return [problem for problem in found if problem]
 

@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
+from pyro_amortize.loops import unrolled_problems
 from pyro_amortize.tracing import Trace, free_data, is_masked, seeded
 
 
@@ -67,6 +68,16 @@ def site_problems(
     Returns:
         One message per problem.
     """
+    problems = [
+        f"observed site '{name}': the model gives it an obs_mask, and the guide would not see by "
+        f"what. Declare the mask, an argument of the model: missing={{'argument': '{name}'}}; or "
+        f"missing='{name}' if the model makes it from NaN in the data"
+        for name in observed
+        if f"{name}_unobserved" in sites
+    ]
+    problems += unrolled_problems(sites)
+    if problems:  # the parts of such sites would be complained of one by one
+        return problems
     problems = [
         f"observed site '{name}': the model has no such site; its sites are {sorted(sites)}"
         for name in observed

@@ -25,6 +25,8 @@ _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
 _SERIES = PROBLEMS["autoregression"]
 _BLOB = PROBLEMS["blob_image"]
+_LINE = PROBLEMS["line"]
+_LEVEL = PROBLEMS["local_level"]
 
 
 def conjugate_normal(x=None):
@@ -300,6 +302,66 @@ def regression_as(kind):
     return {"module": RegressionModule, "object": Regression}[kind]()
 
 
+def line(x=None, y=None, num_rows=_LINE.num_rows):
+    """Regression on covariates that the model draws, and that are observed too."""
+    intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows, dim=-1):
+        x = numpyro.sample("x", dist.Normal(0.0, _LINE.spread), obs=x)
+        numpyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def line_through(x, y=None):
+    """The same regression on given covariates."""
+    intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(x), dim=-1):
+        numpyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def line_through_logarithms(exposure, y=None):
+    """The same again, on a covariate that the model computes."""
+    intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(exposure), dim=-1):
+        x = numpyro.deterministic("x", jnp.log(exposure))
+        numpyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def unused_deterministic(exposure, y=None):
+    """The value of the statement is recorded and not used."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(exposure), dim=-1):
+        numpyro.deterministic("x", jnp.log(exposure))
+        numpyro.sample("y", dist.Normal(z + jnp.log(exposure), 1.0), obs=y)
+
+
+def two_deterministics(exposure, y=None):
+    """One is computed from an argument, one from a latent; rows are on the left."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(exposure), dim=-2):
+        x = numpyro.deterministic("x", jnp.log(exposure)[..., None])
+        mean = numpyro.deterministic("mean", z + x)
+        with numpyro.plate("columns", 2, dim=-1):
+            numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def half_of_an_argument(exposure, y=None):
+    """The input says less of the argument than the model uses."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", len(exposure), dim=-1):
+        x = numpyro.deterministic("x", jnp.log(exposure))
+        numpyro.sample("y", dist.Normal(z + x, exposure), obs=y)
+
+
+def constants_as_a_site(y=None, num_rows=6):
+    """What differs between rows is a constant of the model, said in a deterministic site."""
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows, dim=-1):
+        t = numpyro.deterministic("t", jnp.arange(num_rows) / num_rows)
+        numpyro.sample("y", dist.Normal(slope * t, 1.0), obs=y)
+
+
 SUPPORTS = {
     "real": lambda: dist.Normal(1.0, 2.0),
     "positive": lambda: dist.Gamma(3.0, 1.0),
@@ -454,6 +516,58 @@ def random_walk(y=None):
     before = jnp.zeros(4) if y is None else jnp.concatenate([jnp.zeros(1), y[:-1]])
     with numpyro.plate("rows", 4, dim=-1):
         numpyro.sample("y", dist.Normal(z + before, 1.0), obs=y)
+
+
+def local_level(y=None, num_steps=_LEVEL.num_steps):
+    """A loop in Python: a site for each step."""
+    x = 0.0
+    for t in range(num_steps):
+        scale = _LEVEL.step if t else 1.0
+        x = numpyro.sample(f"x_{t}", dist.Normal(x, scale))
+        numpyro.sample(f"y_{t}", dist.Normal(x, _LEVEL.noise), obs=None if y is None else y[t])
+
+
+def local_level_of_rows(y=None, num_steps=3, num_rows=4):
+    """The same loop inside of a plate: one series for each row."""
+    with numpyro.plate("rows", num_rows, dim=-1):
+        x = 0.0
+        for t in range(num_steps):
+            scale = _LEVEL.step if t else 1.0
+            x = numpyro.sample(f"x_{t}", dist.Normal(x, scale))
+            numpyro.sample(f"y_{t}", dist.Normal(x, _LEVEL.noise), obs=None if y is None else y[t])
+
+
+def level_as_an_event(y=None, num_steps=_LEVEL.num_steps):
+    """The same walk once more, path and data as one event each."""
+    scales = jnp.array([1.0] + [_LEVEL.step] * (num_steps - 1))
+    increments = numpyro.sample("increments", dist.Normal(jnp.zeros(num_steps), scales).to_event(1))
+    path = numpyro.deterministic("path", jnp.cumsum(increments, -1))
+    numpyro.sample("y", dist.Normal(path, _LEVEL.noise).to_event(1), obs=y)
+
+
+def padded_panels(is_there, y=None, num_steps=5):
+    """Series of different lengths, padded: the density of each step is masked by the model."""
+    t = jnp.arange(num_steps) / 5
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1):
+        level = numpyro.sample("level", dist.Normal(0.0, 1.0))
+        steps = dist.Normal(level[..., None] + slope[..., None] * t, 0.5)
+        numpyro.sample("y", steps.mask(True if is_there is None else is_there).to_event(1), obs=y)
+
+
+def panels_masked_as_a_whole(is_there, y=None):
+    """A series with a hole is left out: what is there of it says nothing."""
+    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 3, dim=-1):
+        series = dist.Normal(slope[..., None] + jnp.zeros(5), 0.5).to_event(1)
+        numpyro.sample("y", series.mask(is_there.all(-1)), obs=y)
+
+
+def walk_along_a_plate(y=None):
+    """Every row depends on the rows before it, which a plate denies."""
+    with numpyro.plate("rows", 5, dim=-1):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(jnp.cumsum(z, -1), 1.0), obs=y)
 
 
 def summed_plate(y=None):
@@ -677,6 +791,39 @@ def rows_beside_a_mask(is_there, y=None):
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
     with numpyro.plate("rows", len(is_there)):
         numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def rows_with_an_obs_mask(is_there=None, y=None, num_rows=6):
+    """The host splits `y` in an observed and an unobserved site."""
+    num_rows = num_rows if is_there is None else len(is_there)
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows):
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_there)
+
+
+def rows_with_a_mask_of_nan(y=None, num_rows=6):
+    """The model itself sees in the data what is missing."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", num_rows):
+        is_there = None if y is None else ~jnp.isnan(y)
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_there)
+
+
+def covariates_with_an_obs_mask(is_there=None, x=None, y=None):
+    """What is unobserved of `x` is read by `y`: it would have to be inferred."""
+    mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", 4):
+        x = numpyro.sample("x", dist.Normal(mean, 1.0), obs=x, obs_mask=is_there)
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def groups_with_an_obs_mask(x, is_there=None, y=None):
+    """A local latent and a covariate that is observed; `y` reads both."""
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", 5):
+        theta = numpyro.sample("theta", dist.Normal(mu, 1.0))
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        numpyro.sample("y", dist.Normal(theta + x, 0.5), obs=y, obs_mask=is_there)
 
 
 def counts_of_groups(num_groups=5, y=None):

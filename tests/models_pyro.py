@@ -25,6 +25,8 @@ _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
 _SERIES = PROBLEMS["autoregression"]
 _BLOB = PROBLEMS["blob_image"]
+_LINE = PROBLEMS["line"]
+_LEVEL = PROBLEMS["local_level"]
 
 
 def conjugate_normal(x=None):
@@ -307,6 +309,66 @@ def regression_as(kind):
     return {"module": RegressionModule, "object": Regression}[kind]()
 
 
+def line(x=None, y=None, num_rows=_LINE.num_rows):
+    """Regression on covariates that the model draws, and that are observed too."""
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows, dim=-1):
+        x = pyro.sample("x", dist.Normal(0.0, _LINE.spread), obs=x)
+        pyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def line_through(x, y=None):
+    """The same regression on given covariates."""
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def line_through_logarithms(exposure, y=None):
+    """The same again, on a covariate that the model computes."""
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(exposure), dim=-1):
+        x = pyro.deterministic("x", torch.log(exposure))
+        pyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
+
+
+def unused_deterministic(exposure, y=None):
+    """The value of the statement is recorded and not used."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(exposure), dim=-1):
+        pyro.deterministic("x", torch.log(exposure))
+        pyro.sample("y", dist.Normal(z + torch.log(exposure), 1.0), obs=y)
+
+
+def two_deterministics(exposure, y=None):
+    """One is computed from an argument, one from a latent; rows are on the left."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(exposure), dim=-2):
+        x = pyro.deterministic("x", torch.log(exposure)[..., None])
+        mean = pyro.deterministic("mean", z + x)
+        with pyro.plate("columns", 2, dim=-1):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def half_of_an_argument(exposure, y=None):
+    """The input says less of the argument than the model uses."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(exposure), dim=-1):
+        x = pyro.deterministic("x", torch.log(exposure))
+        pyro.sample("y", dist.Normal(z + x, exposure), obs=y)
+
+
+def constants_as_a_site(y=None, num_rows=6):
+    """What differs between rows is a constant of the model, said in a deterministic site."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows, dim=-1):
+        t = pyro.deterministic("t", torch.arange(num_rows) / num_rows)
+        pyro.sample("y", dist.Normal(slope * t, 1.0), obs=y)
+
+
 SUPPORTS = {
     "real": lambda: dist.Normal(1.0, 2.0),
     "positive": lambda: dist.Gamma(3.0, 1.0),
@@ -461,6 +523,58 @@ def random_walk(y=None):
     before = torch.zeros(4) if y is None else torch.cat([torch.zeros(1), y[:-1]])
     with pyro.plate("rows", 4, dim=-1):
         pyro.sample("y", dist.Normal(z + before, 1.0), obs=y)
+
+
+def local_level(y=None, num_steps=_LEVEL.num_steps):
+    """A loop in Python: a site for each step."""
+    x = 0.0
+    for t in pyro.markov(range(num_steps)):
+        scale = _LEVEL.step if t else 1.0
+        x = pyro.sample(f"x_{t}", dist.Normal(x, scale))
+        pyro.sample(f"y_{t}", dist.Normal(x, _LEVEL.noise), obs=None if y is None else y[t])
+
+
+def local_level_of_rows(y=None, num_steps=3, num_rows=4):
+    """The same loop inside of a plate: one series for each row."""
+    with pyro.plate("rows", num_rows, dim=-1):
+        x = 0.0
+        for t in pyro.markov(range(num_steps)):
+            scale = _LEVEL.step if t else 1.0
+            x = pyro.sample(f"x_{t}", dist.Normal(x, scale))
+            pyro.sample(f"y_{t}", dist.Normal(x, _LEVEL.noise), obs=None if y is None else y[t])
+
+
+def level_as_an_event(y=None, num_steps=_LEVEL.num_steps):
+    """The same walk once more, path and data as one event each."""
+    scales = torch.tensor([1.0] + [_LEVEL.step] * (num_steps - 1))
+    increments = pyro.sample("increments", dist.Normal(torch.zeros(num_steps), scales).to_event(1))
+    path = pyro.deterministic("path", torch.cumsum(increments, -1))
+    pyro.sample("y", dist.Normal(path, _LEVEL.noise).to_event(1), obs=y)
+
+
+def padded_panels(is_there, y=None, num_steps=5):
+    """Series of different lengths, padded: the density of each step is masked by the model."""
+    t = torch.arange(num_steps) / 5
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 3, dim=-1):
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        steps = dist.Normal(level[..., None] + slope[..., None] * t, 0.5)
+        pyro.sample("y", steps.mask(True if is_there is None else is_there).to_event(1), obs=y)
+
+
+def panels_masked_as_a_whole(is_there, y=None):
+    """A series with a hole is left out: what is there of it says nothing."""
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 3, dim=-1):
+        series = dist.Normal(slope[..., None] + torch.zeros(5), 0.5).to_event(1)
+        pyro.sample("y", series.mask(is_there.all(-1)), obs=y)
+
+
+def walk_along_a_plate(y=None):
+    """Every row depends on the rows before it, which a plate denies."""
+    with pyro.plate("rows", 5, dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(torch.cumsum(z, -1), 1.0), obs=y)
 
 
 def summed_plate(y=None):
@@ -681,6 +795,39 @@ def rows_beside_a_mask(is_there, y=None):
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
     with pyro.plate("rows", len(is_there)):
         pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def rows_with_an_obs_mask(is_there=None, y=None, num_rows=6):
+    """The host splits `y` in an observed and an unobserved site."""
+    num_rows = num_rows if is_there is None else len(is_there)
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_there)
+
+
+def rows_with_a_mask_of_nan(y=None, num_rows=6):
+    """The model itself sees in the data what is missing."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", num_rows):
+        is_there = None if y is None else ~torch.isnan(y)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y, obs_mask=is_there)
+
+
+def covariates_with_an_obs_mask(is_there=None, x=None, y=None):
+    """What is unobserved of `x` is read by `y`: it would have to be inferred."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 4):
+        x = pyro.sample("x", dist.Normal(mean, 1.0), obs=x, obs_mask=is_there)
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def groups_with_an_obs_mask(x, is_there=None, y=None):
+    """A local latent and a covariate that is observed; `y` reads both."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("groups", 5):
+        theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+        x = pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(theta + x, 0.5), obs=y, obs_mask=is_there)
 
 
 def counts_of_groups(num_groups=5, y=None):

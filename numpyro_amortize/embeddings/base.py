@@ -47,6 +47,21 @@ class Embedding(ABC):
             The networks.
         """
 
+    def for_masked_events(self, site: str) -> Embedding:
+        """The embedding that reads events followed by which of their positions are there.
+
+        Args:
+            site: Name of the observed site.
+
+        Raises:
+            ValueError: If this one reads whole events only.
+        """
+        raise ValueError(
+            f"embedding of site '{site}': {type(self).__name__} reads whole events, and the mask "
+            f"is for each position; pass embedding={{'{site}': SequenceEmbedding()}}, or a mask "
+            "for each event"
+        )
+
     @abstractmethod
     def context_sizes(
         self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]

@@ -31,17 +31,20 @@ class EventFeatures(eqx.Module):
         layout: Shape in which the network reads an event.
         channel_axis: Axis of the layout that holds channels; None if the event is one channel.
         num_features: Number of features that the network gives.
+        has_mask: Whether the values of a series are followed by which of them are there. The
+            network then gets the mask as further channels, and which steps are there.
     """
 
     network: eqx.Module
     layout: tuple[int, ...] = eqx.field(static=True)
     channel_axis: int | None = eqx.field(static=True)
     num_features: int = eqx.field(static=True)
+    has_mask: bool = eqx.field(static=True, default=False)
 
     @property
     def size(self) -> int:
-        """Number of values of an event."""
-        return math.prod(self.layout)
+        """Number of values of an event, with its mask if it has one."""
+        return math.prod(self.layout) * (2 if self.has_mask else 1)
 
     @property
     def num_moments(self) -> int:
@@ -58,6 +61,8 @@ class EventFeatures(eqx.Module):
             Shapes `(*batch, num_features)` and `(*batch, num_moments)`.
         """
         batch = values.shape[:-1]
+        if self.has_mask:
+            return self._masked(values)
         events = values.reshape(-1, *self.layout)
         network: Any = self.network
         features = jax.vmap(network)(jnp.arcsinh(events))
@@ -69,6 +74,20 @@ class EventFeatures(eqx.Module):
         mean = jnp.mean(channels, axis=-1)
         centred = channels - mean[..., None]
         spread = jnp.sqrt(jnp.mean(centred**2, axis=-1) + 1e-12)
+        moments = jnp.concatenate([mean, spread], axis=-1)
+        return features.reshape(*batch, -1), moments.reshape(*batch, -1)
+
+    def _masked(self, values: Array) -> tuple[Array, Array]:
+        """The same for series whose values are followed by which of them are there."""
+        batch = values.shape[:-1]
+        events, mask = (part.reshape(-1, *self.layout) for part in jnp.split(values, 2, axis=-1))
+        read = jnp.concatenate([jnp.arcsinh(events), mask], axis=-1)
+        network: Any = self.network
+        features = jax.vmap(network)(read, jnp.max(mask, axis=-1) > 0)
+        counts = jnp.maximum(jnp.sum(mask, axis=1), 1.0)
+        mean = jnp.sum(events * mask, axis=1) / counts
+        square = mask * (events - mean[:, None]) ** 2
+        spread = jnp.sqrt(jnp.sum(square, axis=1) / counts + 1e-12)
         moments = jnp.concatenate([mean, spread], axis=-1)
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import equinox as eqx
@@ -31,7 +31,9 @@ class SequenceEmbedding(Embedding):
     channel: two numbers in place of every value of the series.
 
     Use it for an observed site whose event is one series, shape `(T,)` or `(T, d)`, whose
-    steps depend on each other. For exchangeable rows use a plate and `PlateEmbedding`.
+    steps depend on each other. For exchangeable rows use a plate and `PlateEmbedding`. Series of
+    different lengths are padded to one: declare the mask of their steps in the guide's `missing=`,
+    and apply it in the model, `Normal(mean, scale).mask(mask).to_event(1)`.
 
     Args:
         kind: `"convolution"` or `"recurrent"`.
@@ -40,6 +42,8 @@ class SequenceEmbedding(Embedding):
         num_layers: Number of convolutions.
         kernel_size: Steps that one convolution reads.
         hidden_dims: Widths of the hidden layers of all other networks.
+        reads_mask: Whether each event comes with which of its values are there. The guide sets
+            it for masks of single positions, as of series of different lengths, padded.
 
     Raises:
         ValueError: If `kind` is another word, or, at set-up, if the event is no series.
@@ -59,6 +63,7 @@ class SequenceEmbedding(Embedding):
     num_layers: int = 4
     kernel_size: int = 3
     hidden_dims: tuple[int, ...] = (64, 64)
+    reads_mask: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("convolution", "recurrent"):
@@ -72,18 +77,23 @@ class SequenceEmbedding(Embedding):
     ) -> EmbeddingNetwork:
         """Build the networks for one observed site."""
         layout = _series_layout(event_shape)
+        channels = layout[1] * (2 if self.reads_mask else 1)
         own = jax.random.fold_in(rng_key, 0)
         network: eqx.Module
         if self.kind == "convolution":
             network = SeriesConvolutions(
-                layout[1], self.num_channels, self.num_layers, self.kernel_size, rng_key=own
+                channels, self.num_channels, self.num_layers, self.kernel_size, rng_key=own
             )
         else:
-            network = SeriesRecurrence(layout[1], self.num_channels, rng_key=own)
-        event = EventFeatures(network, layout, 1, 2 * self.num_channels)
+            network = SeriesRecurrence(channels, self.num_channels, rng_key=own)
+        event = EventFeatures(network, layout, 1, 2 * self.num_channels, self.reads_mask)
         return build_pooled_features(
             self.feature_dim, self.hidden_dims, num_inputs, sources, event, rng_key=rng_key
         )
+
+    def for_masked_events(self, site: str) -> Embedding:
+        """The embedding that reads events followed by which of their positions are there."""
+        return replace(self, reads_mask=True)
 
     def context_sizes(
         self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
@@ -125,12 +135,12 @@ class SeriesConvolutions(eqx.Module):
             for layer, key in enumerate(keys[1:])
         ]
 
-    def __call__(self, series: Array) -> Array:
+    def __call__(self, series: Array, present: Array | None = None) -> Array:
         """Mean over time and last step of the hidden values, `2 num_channels` features."""
         hidden = self.lift(series.mT)
         for layer in self.layers:
             hidden = hidden + jax.nn.gelu(layer(hidden), approximate=False)
-        return jnp.concatenate([jnp.mean(hidden, axis=-1), hidden[..., -1]], axis=-1)
+        return _mean_and_last(hidden.mT, present)
 
 
 class SeriesRecurrence(eqx.Module):
@@ -147,7 +157,7 @@ class SeriesRecurrence(eqx.Module):
     def __init__(self, in_channels: int, num_channels: int, *, rng_key: Array) -> None:
         self.cell = _GatedCell(in_channels, num_channels, rng_key=rng_key)
 
-    def __call__(self, series: Array) -> Array:
+    def __call__(self, series: Array, present: Array | None = None) -> Array:
         """Mean over time and last step of the hidden values, `2 num_channels` features."""
 
         def step(state: Array, value: Array) -> tuple[Array, Array]:
@@ -155,7 +165,17 @@ class SeriesRecurrence(eqx.Module):
             return state, state
 
         _, states = jax.lax.scan(step, self.cell.start(series), series)
-        return jnp.concatenate([jnp.mean(states, axis=0), states[-1]], axis=-1)
+        return _mean_and_last(states, present)
+
+
+def _mean_and_last(hidden: Array, present: Array | None) -> Array:
+    """Mean over the steps that are there, and the last of them; `hidden` is `(T, size)`."""
+    if present is None:
+        return jnp.concatenate([jnp.mean(hidden, axis=0), hidden[-1]], axis=-1)
+    weights = present.astype(hidden.dtype)[..., None]
+    mean = jnp.sum(hidden * weights, axis=0) / jnp.maximum(jnp.sum(weights, axis=0), 1.0)
+    last = jnp.argmax(present * jnp.arange(len(present)))
+    return jnp.concatenate([mean, hidden[last] * jnp.max(weights, axis=0)], axis=-1)
 
 
 class _GatedCell(eqx.Module):

@@ -13,8 +13,9 @@ import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_amortize.alternatives import ObservedSites, read_observed
-from numpyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
+from numpyro_amortize.arguments import IndexPlates, MissingSites
 from numpyro_amortize.compiler import check_compiler
+from numpyro_amortize.covariates import InputPlates
 from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
 from numpyro_amortize.guides.call import (
@@ -34,6 +35,7 @@ from numpyro_amortize.guides.specifications import (
 from numpyro_amortize.guides.weights import NamedWeights, model_at
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
+from numpyro_amortize.obs_mask import JoinedModel
 from numpyro_amortize.reading import Parents, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
@@ -54,13 +56,14 @@ class AmortizedGuide:
         observed: Name or names of the sites that carry data; or alternatives, as
             `[("y",), ("y", "w")]`, for a guide that answers for each of these sets of sites.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
-            dimensions, or `{argument: None}` for one without a plate.
+            dimensions, or `{argument: None}` for one without a plate. A deterministic site that
+            the model computes from its arguments, and whose value it uses, counts too.
         groups: Index vectors, as `county` in `a[county]`: `{argument: (plate it points into,
             plate it runs along)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         missing: Observed sites of which values may be missing, marked by NaN in the data; or
-            `{argument: site}` for a boolean argument that is True where the site is observed.
+            `{argument: site}` for a boolean argument, a mask or `obs_mask`, True where it is there.
         embedding: One specification for all observed sites, or `{site: specification}`.
         densities: One specification for the latents that it fits, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
@@ -98,8 +101,8 @@ class AmortizedGuide:
         densities: AnyDensity | Mapping[str, AnyDensity] | None = None,
         parents: Parents = "auto",
     ) -> None:
-        self.model = model
         self.observed, self.alternatives = read_observed(observed)
+        self.model = JoinedModel(model, self.observed) if missing else model
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
@@ -146,9 +149,6 @@ class AmortizedGuide:
 
         Args:
             calls: Pairs of positional and keyword arguments.
-
-        Returns:
-            The guide itself.
         """
         if self._structure is not None:
             return self
@@ -241,7 +241,9 @@ class AmortizedGuide:
         params |= host_params(self.model, self.structure, args, kwargs)
         call = self.call_values(args, kwargs, found)
         plates.open(call.sizes)
-        return self._run(params, args, kwargs, found, call, 0, plates.sample)
+        latents = self._run(params, args, kwargs, found, call, 0, plates.sample)
+        plates.sample_unobserved(latents, found)
+        return latents
 
     def find_observations(
         self,

@@ -14,13 +14,13 @@ from jax import Array
 from numpyro_amortize.arguments import (
     bound_arguments,
     check_indices,
-    check_inputs_finite,
     index_argument_problems,
     masks_named,
     read_settings,
 )
 from numpyro_amortize.checks import read_data_and_sizes
-from numpyro_amortize.missing import mark_missing
+from numpyro_amortize.covariates import check_inputs_finite, input_values
+from numpyro_amortize.missing import check_masks, check_padding, mark_missing
 from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import plate_sizes, run_model, subsample_sizes
@@ -62,8 +62,8 @@ def check_call(
         sizes: For each argument that is a plate size, that plate.
     """
     check_settings(structure, read_settings(model, args, kwargs, sizes))
+    check_inputs_finite(input_values(model, args, kwargs, structure.inputs))
     arguments = bound_arguments(model, args, kwargs).arguments
-    check_inputs_finite(arguments, structure.inputs)
     for problem in index_argument_problems(arguments, structure.groups, sizes):
         raise ValueError(problem)
 
@@ -115,6 +115,9 @@ def read_observations(
     if given is not None and (absent or batch_dims):
         sizes = plate_sizes(model, args, kwargs)
     checked = check_observations(structure, found, batch_dims, sizes)
+    check_masks(structure, arguments, checked, batch_dims)
+    if given is None:  # a bound of the host would see them
+        check_padding(structure, checked)
     return mark_missing(structure, arguments, checked)
 
 
@@ -146,9 +149,8 @@ def read_call(
     """
     sizes = data_plate_sizes(structure, observations, batch_dims)
     arguments: Mapping[str, Any] = {}
-    if structure.inputs or structure.groups:
-        arguments = bound_arguments(model, args, kwargs).arguments
     if structure.groups:
+        arguments = bound_arguments(model, args, kwargs).arguments
         own = plate_sizes(model, args, kwargs)
         pointed = {group.plate for group in structure.groups} - set(sizes)
         sizes |= {plate: own[plate] for plate in pointed}
@@ -158,7 +160,7 @@ def read_call(
         rows = subsample_sizes(model, args, kwargs)
         factors = {plate: rows[plate][0] / rows[plate][1] for plate in structure.subsampled}
     return CallValues(
-        inputs={item.name: arguments[item.name] for item in structure.inputs},
+        inputs=input_values(model, args, kwargs, structure.inputs),
         indices={group.name: jnp.asarray(arguments[group.name]) for group in structure.groups},
         sizes=sizes,
         factors=factors,

@@ -91,13 +91,10 @@ class PosteriorChain(eqx.Module):
         levels: dict[str, list[Array]] = {}
         poolings: dict[str, Pooling] = {}
         for site, network in zip(structure.observed, self.embeddings, strict=True):
-            loc, scale = standardisation.data[site.name]
-            value = pack_plain(structure, site, observations[site.name], batch_dims)
-            is_there = None
-            if site.name in structure.incomplete:
-                is_there = ~jnp.any(jnp.isnan(value), axis=-1, keepdims=True)
+            value, parts = self._read(standardisation, observations, site, batch_dims)
             present = existing(site.plates, structure.plate_dims, value, call.true_sizes)
-            if is_there is not None:
+            if site.name in structure.incomplete:
+                is_there = jnp.any(parts[1] > 0, axis=-1, keepdims=True)
                 present = is_there if present is None else present & is_there
             pooling = Pooling(
                 structure,
@@ -108,9 +105,9 @@ class PosteriorChain(eqx.Module):
                 call.factors,
                 present,
             )
-            parts = [(value - loc) / scale]
-            if is_there is not None:  # filled before any network, so that gradients are finite
-                parts = [jnp.where(is_there, parts[0], 0.0), is_there.astype(value.dtype)]
+            for other in structure.companions(site):
+                _, read = self._read(standardisation, observations, other, batch_dims)
+                parts += [pooling.spread(part, other.plates, site.plates) for part in read]
             for item in structure.inputs:
                 if structure.is_over(site, item.plates):
                     loc, scale = standardisation.inputs[item.name]
@@ -139,6 +136,25 @@ class PosteriorChain(eqx.Module):
                 common |= dict.fromkeys(names, join_features(whole))
         cells = {name: features[0] for name, features in levels.items()}
         return Contexts(latents, common, cells, poolings, call.true_sizes)
+
+    def _read(
+        self,
+        standardisation: Standardisation,
+        observations: Mapping[str, Array],
+        site: SiteInfo,
+        batch_dims: int,
+    ) -> tuple[Array, list[Array]]:
+        """Packed data of a site, and what networks read of them: values, and if they are there."""
+        loc, scale = standardisation.data[site.name]
+        value = pack_plain(self.structure, site, observations[site.name], batch_dims)
+        standard = (value - loc) / scale
+        if site.name not in self.structure.incomplete:
+            return value, [standard]
+        present = ~jnp.isnan(value)
+        if not self.structure.has_positions(site.name):
+            present = jnp.all(present, axis=-1, keepdims=True)
+        # Filled before any network, so that gradients are finite.
+        return value, [jnp.where(present, standard, 0.0), present.astype(value.dtype)]
 
     def distribution(
         self,
@@ -367,9 +383,14 @@ def build_chain(
             for item in structure.inputs
             if structure.is_over(site, item.plates)
         )
-        num_inputs += site.name in structure.incomplete  # whether the event is there
+        for other in structure.companions(site):
+            num_inputs += math.prod(other.event_shape) + structure.mask_size(other.name)
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
         embedding = embeddings[site.name]
+        if structure.has_positions(site.name):
+            embedding = embedding.for_masked_events(site.name)
+        else:
+            num_inputs += structure.mask_size(site.name)  # whether the event is there
         networks.append(embedding.build(site.event_shape, num_inputs, sources, own))
         level_sizes[site.name] = embedding.context_sizes(site.event_shape, num_inputs, sources)
     by_key: dict[Any, list[str]] = {}

@@ -15,6 +15,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.arguments import bound_arguments
 from numpyro_amortize.missing import hide, is_present, mark_missing
+from numpyro_amortize.obs_mask import JoinedModel
 from numpyro_amortize.pooling import existing
 from numpyro_amortize.simulate import Simulations, finite_rows, simulate_rows
 from numpyro_amortize.standardisation import Moments
@@ -234,6 +235,8 @@ class NPE(ELBO):
         args, kwargs = call if self.model_args is None else self.draw_arguments(argument_key)
         guide.setup(*args, **kwargs)
         structure = guide.structure
+        if structure.missing:
+            model = JoinedModel(model, [site.name for site in structure.observed])
         model = keep_fixed(model, structure.constants)
         if structure.factors:
             raise ValueError(

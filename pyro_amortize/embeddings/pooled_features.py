@@ -27,6 +27,8 @@ class EventFeatures(nn.Module):
         layout: Shape in which the network reads an event.
         channel_axis: Axis of the layout that holds channels; None if the event is one channel.
         num_features: Number of features that the network gives.
+        has_mask: Whether the values of a series are followed by which of them are there. The
+            network then gets the mask as further channels, and which steps are there.
     """
 
     def __init__(
@@ -35,15 +37,16 @@ class EventFeatures(nn.Module):
         layout: tuple[int, ...],
         channel_axis: int | None,
         num_features: int,
+        has_mask: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.has_mask = network, has_mask
         self.layout, self.channel_axis, self.num_features = layout, channel_axis, num_features
 
     @property
     def size(self) -> int:
-        """Number of values of an event."""
-        return math.prod(self.layout)
+        """Number of values of an event, with its mask if it has one."""
+        return math.prod(self.layout) * (2 if self.has_mask else 1)
 
     @property
     def num_moments(self) -> int:
@@ -60,6 +63,8 @@ class EventFeatures(nn.Module):
             Shapes `(*batch, num_features)` and `(*batch, num_moments)`.
         """
         batch = values.shape[:-1]
+        if self.has_mask:
+            return self._masked(values)
         events = values.reshape(-1, *self.layout)
         features = self.network(torch.asinh(events))
         if self.channel_axis is None:
@@ -69,6 +74,18 @@ class EventFeatures(nn.Module):
         channels = channels.reshape(*channels.shape[:2], -1)
         mean = channels.mean(-1)
         spread = torch.sqrt(((channels - mean[..., None]) ** 2).mean(-1) + 1e-12)
+        moments = torch.cat([mean, spread], -1)
+        return features.reshape(*batch, -1), moments.reshape(*batch, -1)
+
+    def _masked(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for series whose values are followed by which of them are there."""
+        batch = values.shape[:-1]
+        events, mask = (part.reshape(-1, *self.layout) for part in values.chunk(2, -1))
+        read = torch.cat([torch.asinh(events), mask], -1)
+        features = self.network(read, mask.amax(-1) > 0)
+        counts = mask.sum(1).clamp(min=1.0)
+        mean = (events * mask).sum(1) / counts
+        spread = torch.sqrt((mask * (events - mean[:, None]) ** 2).sum(1) / counts + 1e-12)
         moments = torch.cat([mean, spread], -1)
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,7 +30,9 @@ class SequenceEmbedding(Embedding):
     channel: two numbers in place of every value of the series.
 
     Use it for an observed site whose event is one series, shape `(T,)` or `(T, d)`, whose
-    steps depend on each other. For exchangeable rows use a plate and `PlateEmbedding`.
+    steps depend on each other. For exchangeable rows use a plate and `PlateEmbedding`. Series of
+    different lengths are padded to one: declare the mask of their steps in the guide's `missing=`,
+    and apply it in the model, `Normal(mean, scale).mask(mask).to_event(1)`.
 
     Args:
         kind: `"convolution"` or `"recurrent"`.
@@ -39,6 +41,8 @@ class SequenceEmbedding(Embedding):
         num_layers: Number of convolutions.
         kernel_size: Steps that one convolution reads.
         hidden_dims: Widths of the hidden layers of all other networks.
+        reads_mask: Whether each event comes with which of its values are there. The guide sets
+            it for masks of single positions, as of series of different lengths, padded.
 
     Raises:
         ValueError: If `kind` is another word, or, at set-up, if the event is no series.
@@ -58,6 +62,7 @@ class SequenceEmbedding(Embedding):
     num_layers: int = 4
     kernel_size: int = 3
     hidden_dims: tuple[int, ...] = (64, 64)
+    reads_mask: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("convolution", "recurrent"):
@@ -71,15 +76,20 @@ class SequenceEmbedding(Embedding):
     ) -> EmbeddingNetwork:
         """Build the networks for one observed site."""
         layout = _series_layout(event_shape)
+        channels = layout[1] * (2 if self.reads_mask else 1)
         network: nn.Module
         if self.kind == "convolution":
             network = SeriesConvolutions(
-                layout[1], self.num_channels, self.num_layers, self.kernel_size
+                channels, self.num_channels, self.num_layers, self.kernel_size
             )
         else:
-            network = SeriesRecurrence(layout[1], self.num_channels)
-        event = EventFeatures(network, layout, 1, 2 * self.num_channels)
+            network = SeriesRecurrence(channels, self.num_channels)
+        event = EventFeatures(network, layout, 1, 2 * self.num_channels, self.reads_mask)
         return build_pooled_features(self.feature_dim, self.hidden_dims, num_inputs, sources, event)
+
+    def for_masked_events(self, site: str) -> Embedding:
+        """The embedding that reads events followed by which of their positions are there."""
+        return replace(self, reads_mask=True)
 
     def context_sizes(
         self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
@@ -109,12 +119,12 @@ class SeriesConvolutions(nn.Module):
             for layer in range(num_layers)
         )
 
-    def forward(self, series: Tensor) -> Tensor:
+    def forward(self, series: Tensor, present: Tensor | None = None) -> Tensor:
         """Mean over time and last step of the hidden values, `2 num_channels` features."""
         hidden = self.lift(series.mT)
         for layer in self.layers:
             hidden = hidden + gelu(layer(hidden))
-        return torch.cat([hidden.mean(-1), hidden[..., -1]], -1)
+        return _mean_and_last(hidden.mT, present)
 
 
 class SeriesRecurrence(nn.Module):
@@ -129,10 +139,20 @@ class SeriesRecurrence(nn.Module):
         super().__init__()
         self.cell = nn.GRU(in_channels, num_channels, batch_first=True)
 
-    def forward(self, series: Tensor) -> Tensor:
+    def forward(self, series: Tensor, present: Tensor | None = None) -> Tensor:
         """Mean over time and last step of the hidden values, `2 num_channels` features."""
         states, _ = self.cell(series)
-        return torch.cat([states.mean(1), states[:, -1]], -1)
+        return _mean_and_last(states, present)
+
+
+def _mean_and_last(hidden: Tensor, present: Tensor | None) -> Tensor:
+    """Mean over the steps that are there, and the last of them; `hidden` is `(rows, T, size)`."""
+    if present is None:
+        return torch.cat([hidden.mean(1), hidden[:, -1]], -1)
+    weights = present.to(hidden.dtype)[..., None]
+    mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1.0)
+    last = (present * torch.arange(present.shape[-1], device=present.device)).argmax(-1)
+    return torch.cat([mean, hidden[torch.arange(len(hidden)), last] * weights.amax(1)], -1)
 
 
 def _series_layout(event_shape: tuple[int, ...]) -> tuple[int, int]:

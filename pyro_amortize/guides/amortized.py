@@ -13,7 +13,8 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_amortize.alternatives import ObservedSites, read_observed
-from pyro_amortize.arguments import IndexPlates, InputPlates, MissingSites
+from pyro_amortize.arguments import IndexPlates, MissingSites
+from pyro_amortize.covariates import InputPlates
 from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
@@ -26,6 +27,7 @@ from pyro_amortize.guides.specifications import (
 )
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
+from pyro_amortize.obs_mask import JoinedModel
 from pyro_amortize.reading import Parents, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
@@ -46,13 +48,14 @@ class AmortizedGuide(PyroModule):
         observed: Name or names of the sites that carry data; or alternatives, as
             `[("y",), ("y", "w")]`, for a guide that answers for each of these sets of sites.
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
-            dimensions, or `{argument: None}` for one without a plate.
+            dimensions, or `{argument: None}` for one without a plate. A deterministic site that
+            the model computes from its arguments, and whose value it uses, counts too.
         groups: Index vectors, as `county` in `a[..., county]`: `{argument: (plate it points
             into, plate it runs along)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         missing: Observed sites of which values may be missing, marked by NaN in the data; or
-            `{argument: site}` for a boolean argument that is True where the site is observed.
+            `{argument: site}` for a boolean argument, a mask or `obs_mask`, True where it is there.
         embedding: One specification for all observed sites, or `{site: specification}`.
         densities: One specification for the latents that it fits, or `{site: specification}`.
         parents: `"auto"`, or `{site: earlier latents}` for the sites whose parents you choose.
@@ -94,8 +97,9 @@ class AmortizedGuide(PyroModule):
         parents: Parents = "auto",
     ) -> None:
         super().__init__()
-        self._model = (model,)  # not a submodule, whatever it is
         self.observed, self.alternatives = read_observed(observed)
+        # Not a submodule, whatever it is.
+        self._model = (JoinedModel(model, self.observed) if missing else model,)
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
@@ -154,9 +158,6 @@ class AmortizedGuide(PyroModule):
 
         Args:
             calls: Pairs of positional and keyword arguments.
-
-        Returns:
-            The guide itself.
         """
         if self._unbound:
             self._share(self._unbound[0].setup_over(calls))
@@ -182,9 +183,8 @@ class AmortizedGuide(PyroModule):
         model = keep_fixed(self.model, structure.constants)
         self.setup_call = (args, kwargs)
         self.vectorization_problem = vectorization_problem(model, args, kwargs)
-        self.build(
-            structure, measure(model, structure, calls, is_vectorized=self.is_vectorized).vector()
-        )
+        measured = measure(model, structure, calls, is_vectorized=self.is_vectorized)
+        self.build(structure, measured.vector())
         return self
 
     def build(self, structure: ModelStructure, standardisation: Tensor) -> None:
@@ -253,7 +253,9 @@ class AmortizedGuide(PyroModule):
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         self.register()
         plates.open(self.call_values(args, kwargs, found).sizes)
-        return self._run(args, kwargs, found, 0, plates.sample)
+        latents = self._run(args, kwargs, found, 0, plates.sample)
+        plates.sample_unobserved(latents, found)
+        return latents
 
     def find_observations(
         self,

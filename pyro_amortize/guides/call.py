@@ -11,12 +11,12 @@ from torch import Tensor
 from pyro_amortize.arguments import (
     bound_arguments,
     check_indices,
-    check_inputs_finite,
     index_argument_problems,
     read_settings,
 )
 from pyro_amortize.checks import read_data_and_sizes
-from pyro_amortize.missing import mark_missing
+from pyro_amortize.covariates import check_inputs_finite, input_values
+from pyro_amortize.missing import check_masks, check_padding, mark_missing
 from pyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import is_taken, plate_sizes, subsample_sizes
@@ -56,8 +56,8 @@ def check_call(
         sizes: For each argument that is a plate size, that plate.
     """
     check_settings(structure, read_settings(model, args, kwargs, sizes))
+    check_inputs_finite(input_values(model, args, kwargs, structure.inputs))
     arguments = bound_arguments(model, args, kwargs).arguments
-    check_inputs_finite(arguments, structure.inputs)
     for problem in index_argument_problems(arguments, structure.groups, sizes):
         raise ValueError(problem)
 
@@ -107,7 +107,11 @@ def read_observations(
     if given is not None and (absent or batch_dims):
         sizes = plate_sizes(model, args, kwargs)
     checked = check_observations(structure, found, batch_dims, sizes)
-    return mark_missing(structure, bound_arguments(model, args, kwargs).arguments, checked)
+    arguments = bound_arguments(model, args, kwargs).arguments
+    check_masks(structure, arguments, checked, batch_dims)
+    if given is None:  # a bound of the host would see them
+        check_padding(structure, checked)
+    return mark_missing(structure, arguments, checked)
 
 
 def read_call(
@@ -136,9 +140,8 @@ def read_call(
     """
     sizes = data_plate_sizes(structure, observations, batch_dims)
     arguments: Mapping[str, Any] = {}
-    if structure.inputs or structure.groups:
-        arguments = bound_arguments(model, args, kwargs).arguments
     if structure.groups:
+        arguments = bound_arguments(model, args, kwargs).arguments
         own = plate_sizes(model, args, kwargs)
         pointed = {group.plate for group in structure.groups} - set(sizes)
         sizes |= {plate: own[plate] for plate in pointed}
@@ -148,7 +151,7 @@ def read_call(
         rows = subsample_sizes(model, args, kwargs)
         factors = {plate: rows[plate][0] / rows[plate][1] for plate in structure.subsampled}
     return CallValues(
-        inputs={item.name: arguments[item.name] for item in structure.inputs},
+        inputs=input_values(model, args, kwargs, structure.inputs),
         indices={group.name: arguments[group.name] for group in structure.groups},
         sizes=sizes,
         factors=factors,

@@ -95,11 +95,10 @@ class PosteriorChain(nn.Module):
         levels: dict[str, list[Tensor]] = {}
         poolings: dict[str, Pooling] = {}
         for site, network in zip(structure.observed, self.embeddings, strict=True):
-            loc, scale = standardisation.data[site.name]
-            value = pack_plain(structure, site, observations[site.name], batch_dims)
+            value, parts = self._read(standardisation, observations, site, batch_dims)
             present = None
             if site.name in structure.incomplete:
-                present = ~torch.isnan(value).any(-1, keepdim=True)
+                present = parts[1].any(-1, keepdim=True)
             pooling = Pooling(
                 structure,
                 structure.levels(site),
@@ -109,9 +108,9 @@ class PosteriorChain(nn.Module):
                 call.factors,
                 present,
             )
-            parts = [(value - loc) / scale]
-            if present is not None:  # filled before any network, so that gradients are finite
-                parts = [torch.where(present, parts[0], 0.0), present.to(value.dtype)]
+            for other in structure.companions(site):
+                _, read = self._read(standardisation, observations, other, batch_dims)
+                parts += [pooling.spread(part, other.plates, site.plates) for part in read]
             for item in structure.inputs:
                 if structure.is_over(site, item.plates):
                     loc, scale = standardisation.inputs[item.name]
@@ -140,6 +139,25 @@ class PosteriorChain(nn.Module):
                 common |= dict.fromkeys(names, join_features(whole))
         cells = {name: features[0] for name, features in levels.items()}
         return Contexts(latents, common, cells, poolings)
+
+    def _read(
+        self,
+        standardisation: Standardisation,
+        observations: Mapping[str, Tensor],
+        site: SiteInfo,
+        batch_dims: int,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Packed data of a site, and what networks read of them: values, and if they are there."""
+        loc, scale = standardisation.data[site.name]
+        value = pack_plain(self.structure, site, observations[site.name], batch_dims)
+        standard = (value - loc) / scale
+        if site.name not in self.structure.incomplete:
+            return value, [standard]
+        present = ~torch.isnan(value)
+        if not self.structure.has_positions(site.name):
+            present = present.all(-1, keepdim=True)
+        # Filled before any network, so that gradients are finite.
+        return value, [torch.where(present, standard, 0.0), present.to(value.dtype)]
 
     def distribution(
         self,
@@ -361,9 +379,14 @@ def build_chain(
             for item in structure.inputs
             if structure.is_over(site, item.plates)
         )
-        num_inputs += site.name in structure.incomplete  # whether the event is there
+        for other in structure.companions(site):
+            num_inputs += math.prod(other.event_shape) + structure.mask_size(other.name)
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
         embedding = embeddings[site.name]
+        if structure.has_positions(site.name):
+            embedding = embedding.for_masked_events(site.name)
+        else:
+            num_inputs += structure.mask_size(site.name)  # whether the event is there
         networks.append(embedding.build(site.event_shape, num_inputs, sources))
         level_sizes[site.name] = embedding.context_sizes(site.event_shape, num_inputs, sources)
     by_key: dict[Any, list[str]] = {}

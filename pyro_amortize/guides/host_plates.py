@@ -7,8 +7,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import pyro
+from pyro import poutine
 from torch import Tensor
 
+from pyro_amortize.obs_mask import unobserved_sites
 from pyro_amortize.structure import ModelStructure, SiteInfo
 from pyro_amortize.tracing import subsample_sizes
 
@@ -33,7 +35,7 @@ class HostPlates:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        self._structure = structure
+        self._model, self._structure, self._call = model, structure, (args, kwargs)
         self._plates: dict[str, Any] = {}
         self.rows: dict[str, Any] = {}
         sizes = subsample_sizes(model, args, kwargs) if structure.subsampled else {}
@@ -60,3 +62,27 @@ class HostPlates:
             for name in (*site.plates, *site.event_plates):
                 stack.enter_context(self._plates[name])
             return pyro.sample(site.name, distribution)
+
+    def sample_unobserved(
+        self, latents: Mapping[str, Tensor], observations: Mapping[str, Tensor]
+    ) -> None:
+        """Sample what the host's `obs_mask` leaves unobserved, from the model's conditional.
+
+        Model and guide then have the same density there, and a bound is that of the rest.
+
+        Args:
+            latents: Values of the latents.
+            observations: Data by site.
+        """
+        complete = {
+            name: value
+            for name, value in observations.items()
+            if not self._structure.may_miss(name)
+        }
+        values = {**latents, **complete, **self.rows}
+        for site in unobserved_sites(self._model, self._structure, *self._call, values):
+            with ExitStack() as stack:
+                for frame in site["cond_indep_stack"]:
+                    stack.enter_context(self._plates[frame.name])
+                with poutine.mask(mask=site["mask"]):
+                    pyro.sample(site["name"], site["fn"])

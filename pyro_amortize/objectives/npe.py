@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_amortize.arguments import bound_arguments
 from pyro_amortize.missing import hide, is_present, mark_missing
+from pyro_amortize.obs_mask import JoinedModel
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
 from pyro_amortize.standardisation import Moments
 from pyro_amortize.structure import ModelStructure
@@ -233,6 +234,8 @@ class NPE(ELBO):
         args, kwargs = call if self.model_args is None else self.draw_arguments()
         guide.setup(*args, **kwargs)
         structure = guide.structure
+        if structure.missing:
+            model = JoinedModel(model, [site.name for site in structure.observed])
         model = keep_fixed(model, structure.constants)
         if structure.factors:
             raise ValueError(

@@ -24,7 +24,9 @@ from tests.problems.discrete_joints import (
 )
 from tests.problems.grouped_normal import GroupedNormal
 from tests.problems.hierarchical_normal import HierarchicalNormal
+from tests.problems.line import Line
 from tests.problems.linear_gaussian import LinearGaussian
+from tests.problems.local_level import LocalLevel
 from tests.problems.normal_unknown_scale import NormalUnknownScale
 from tests.problems.two_mode_sign import TwoModeSign
 
@@ -36,8 +38,10 @@ PROBLEMS = {
     "crossed_effects": CrossedEffects(),
     "grouped_normal": GroupedNormal(),
     "hierarchical_normal": HierarchicalNormal(),
+    "line": Line(),
     "linear_gaussian_2": LinearGaussian(dim=2),
     "linear_gaussian_10": LinearGaussian(dim=10),
+    "local_level": LocalLevel(),
     "mixture_assignments": MixtureAssignments(),
     "normal_unknown_scale": NormalUnknownScale(),
     "poisson_count": PoissonCount(),
@@ -55,7 +59,9 @@ __all__ = [
     "CrossedEffects",
     "GroupedNormal",
     "HierarchicalNormal",
+    "Line",
     "LinearGaussian",
+    "LocalLevel",
     "MixtureAssignments",
     "NormalUnknownScale",
     "PoissonCount",

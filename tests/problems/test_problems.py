@@ -76,6 +76,20 @@ def log_joint(problem, name, latents, observations):
         a, b, y = latents["a"], latents["b"], observations["y"]
         prior = norm.logpdf(a).sum((1, 2)) + norm.logpdf(b).sum(1)
         return prior + norm.logpdf(y, a + b[:, None], problem.noise).sum((1, 2))
+    if name == "line":
+        intercept, slope = latents["intercept"], latents["slope"]
+        x, y = observations["x"], observations["y"]
+        mean = intercept[:, None] + slope[:, None] * x
+        prior = norm.logpdf(intercept) + norm.logpdf(slope)
+        prior += norm.logpdf(x, 0, problem.spread).sum(1)
+        return prior + norm.logpdf(y, mean, problem.noise).sum(1)
+    if name == "local_level":
+        x, y = (
+            [values[f"{stem}_{step}"] for step in range(problem.num_steps)]
+            for stem, values in (("x", latents), ("y", observations))
+        )
+        prior = norm.logpdf(x[0]) + norm.logpdf(np.diff(x, axis=0), 0, problem.step).sum(0)
+        return prior + norm.logpdf(y, x, problem.noise).sum(0)
     if name == "autoregression":
         phi, y = latents["phi"], observations["y"]
         before = np.concatenate([np.zeros((len(y), 1)), y[:, :-1]], axis=1)

@@ -1,0 +1,133 @@
+"""Covariates: arguments of the model, or what it computes from them before any draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jax import Array
+
+from numpyro_amortize.arguments import bound_arguments, is_array
+from numpyro_amortize.structure import InputInfo, PlateInfo
+from numpyro_amortize.tracing import Trace, carries_plates, leading_value, run_model
+
+InputPlates = Mapping[str, str | Sequence[str] | None]
+
+_CHECKED_RUNS = range(1, 9)
+
+
+def read_inputs(
+    arguments: Mapping[str, Any],
+    inputs: InputPlates,
+    plates: Mapping[str, PlateInfo],
+    trace: Trace,
+    run: Callable[[int], Trace],
+) -> tuple[tuple[InputInfo, ...], list[str]]:
+    """The declared covariates, and what is wrong with them.
+
+    Args:
+        arguments: The model's arguments by name.
+        inputs: For each covariate the plate or plates of its leading dimensions, or None.
+        plates: The plates of the model.
+        trace: One run of the model.
+        run: Runs the model with a seed and returns its trace.
+    """
+    infos, problems = [], []
+    computed = [name for name, site in trace.items() if site["type"] == "deterministic"]
+    for name, declared in inputs.items():
+        along = (declared,) if isinstance(declared, str) else tuple(declared or ())
+        is_site = name not in arguments and name in computed
+        if name not in arguments and not is_site:
+            problems.append(
+                f"input '{name}': the model has no such argument; it has {list(arguments)} and the "
+                f"deterministic sites {computed}"
+            )
+            continue
+        value = leading_value(trace[name]) if is_site else arguments[name]
+        if not is_array(value):
+            problems.append(
+                f"input '{name}': expected an array, got {type(value).__name__}; "
+                "pass one in this call"
+            )
+        elif missing := [plate for plate in along if plate not in plates]:
+            problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")
+        elif drawn := [plate for plate in along if plates[plate].is_subsampled]:
+            problems.append(
+                f"input '{name}': covariates along the subsampled plate '{drawn[0]}' are not "
+                "supported; call the model with the rows of a batch and a plate of its size"
+            )
+        else:
+            shape = jnp.shape(value)
+            expected = tuple(plates[plate].size for plate in along)
+            if shape[: len(along)] != expected:
+                problems.append(
+                    f"input '{name}': expected leading shape {expected} for plates "
+                    f"{list(along)}, got shape {shape}"
+                )
+            problems += _site_problems(name, along, trace, run) if is_site else []
+            infos.append(InputInfo(name, along, shape[len(along) :], is_site))
+    return tuple(infos), problems
+
+
+def _site_problems(
+    name: str, along: tuple[str, ...], trace: Trace, run: Callable[[int], Trace]
+) -> list[str]:
+    """Deterministic sites that are drawn, or that lie in other plates than declared."""
+    site, problems = trace[name], []
+    own = sorted(site["cond_indep_stack"], key=lambda frame: frame.dim)
+    if own and carries_plates(site) and tuple(frame.name for frame in own) != along:
+        problems.append(
+            f"input '{name}': this deterministic site is in the plates "
+            f"{[frame.name for frame in own]}, declared are {list(along)}; declare its own"
+        )
+    value = leading_value(site)
+    if any(not jnp.array_equal(value, leading_value(run(seed)[name])) for seed in _CHECKED_RUNS):
+        problems.append(
+            f"input '{name}': this deterministic site changes with what the model draws, so the "
+            "guide would read what it has to infer. Compute it from arguments alone, or leave it "
+            "out of inputs="
+        )
+    return problems
+
+
+def input_values(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    inputs: Sequence[InputInfo],
+) -> dict[str, Array]:
+    """Value of every covariate in one call, its plates leading.
+
+    Args:
+        model: The user's model.
+        args: The model's positional arguments.
+        kwargs: The model's keyword arguments.
+        inputs: The covariates.
+    """
+    if not inputs:
+        return {}
+    arguments, trace = bound_arguments(model, args, kwargs).arguments, {}
+    if any(item.is_site for item in inputs):
+        # A covariate that is not finite shall be named, before a distribution complains.
+        with numpyro.validation_enabled(is_validate=False):
+            trace = run_model(model, args, kwargs, jax.random.key(0))
+    return {
+        item.name: leading_value(trace[item.name])
+        if item.is_site
+        else jnp.asarray(arguments[item.name])
+        for item in inputs
+    }
+
+
+def check_inputs_finite(values: Mapping[str, Any]) -> None:
+    """Raise a ValueError if a covariate has values that no network and no model can take."""
+    for name, value in values.items():
+        if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
+            raise ValueError(
+                f"input '{name}': expected finite values, got NaN or infinite ones. Fill "
+                "them; where an observed value is missing too, any finite value will do"
+            )
