@@ -69,6 +69,36 @@ def read_data_and_sizes(
     return data, {frame.name: frame.size for frame in frames}
 
 
+def plain_data_arguments(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> set[str]:
+    """Arguments that give the data of a scalar observed site as a plain Python number.
+
+    Args:
+        model: The user's model.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+    """
+    bound = bound_arguments(model, args, kwargs)
+    data = read_data(model, args, kwargs)
+    scalars = {name: value.item() for name, value in data.items() if value.ndim == 0}
+    found = set()
+    for name, number in bound.arguments.items():
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        sites = [
+            site
+            for site, value in scalars.items()
+            if is_number and math.isclose(value, number, rel_tol=1e-6)
+        ]
+        if sites:
+            changed = dict(bound.arguments) | {name: number + 1}
+            call = inspect.BoundArguments(bound.signature, changed)
+            after = read_data(model, call.args, call.kwargs)
+            if any(not is_same(data[site], after[site]) for site in sites):
+                found.add(name)
+    return found
+
+
 def argument_problems(
     model: Callable[..., Any],
     args: tuple[Any, ...],

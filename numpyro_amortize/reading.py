@@ -26,7 +26,7 @@ from numpyro_amortize.arguments import (
     size_problems,
     with_nothing_missing,
 )
-from numpyro_amortize.checks import PlateCheck, argument_problems
+from numpyro_amortize.checks import PlateCheck, argument_problems, plain_data_arguments
 from numpyro_amortize.covariates import InputPlates, read_inputs
 from numpyro_amortize.discrete import range_problems, with_labels
 from numpyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
@@ -208,7 +208,11 @@ def read_structure(
         fixed=tuple(
             SiteInfo(name, tuple(sites[name]["fn"].event_shape), own[name]) for name in fixed
         ),
-        settings=read_settings(model, args, kwargs, sizes),
+        settings={
+            name: value
+            for name, value in read_settings(model, args, kwargs, sizes).items()
+            if name not in plain_data_arguments(model, args, kwargs)
+        },
         groups=group_infos,
         missing=absent,
         alternatives=alternatives,

@@ -25,7 +25,7 @@ from pyro_amortize.arguments import (
     size_problems,
     with_nothing_missing,
 )
-from pyro_amortize.checks import PlateCheck, argument_problems
+from pyro_amortize.checks import PlateCheck, argument_problems, plain_data_arguments
 from pyro_amortize.covariates import InputPlates, read_inputs
 from pyro_amortize.discrete import range_problems, with_labels
 from pyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
@@ -207,7 +207,11 @@ def read_structure(
         fixed=tuple(
             SiteInfo(name, tuple(sites[name]["fn"].event_shape), own[name]) for name in fixed
         ),
-        settings=read_settings(model, args, kwargs, sizes),
+        settings={
+            name: value
+            for name, value in read_settings(model, args, kwargs, sizes).items()
+            if name not in plain_data_arguments(model, args, kwargs)
+        },
         groups=group_infos,
         missing=absent,
         alternatives=alternatives,

@@ -758,6 +758,11 @@ def normals_of_any_number(num_groups, y=None):
         numpyro.sample("y", dist.Normal(theta, _GROUPED.noise), obs=y)
 
 
+def scaled_scalar(scale, y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, scale))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=None if y is None else jnp.asarray(y))
+
+
 def three_levels(class_of, school_of, num_classes, num_schools, y=None):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     with numpyro.plate("schools", num_schools):

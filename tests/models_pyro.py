@@ -762,6 +762,11 @@ def normals_of_any_number(num_groups, y=None):
         pyro.sample("y", dist.Normal(theta, _GROUPED.noise), obs=y)
 
 
+def scaled_scalar(scale, y=None):
+    z = pyro.sample("z", dist.Normal(0.0, scale))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=None if y is None else torch.tensor(y))
+
+
 def three_levels(class_of, school_of, num_classes, num_schools, y=None):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     with pyro.plate("schools", num_schools):

@@ -161,6 +161,20 @@ def test_sizes_and_settings_are_told_apart(host):
     assert draws["theta"].shape == (10, 5)
 
 
+def test_a_plain_number_as_data_is_no_setting(host):
+    """Set up at one number, asked at another; a setting of the same value stays one."""
+
+    def model(scale=2.0, y=None):
+        return host.models.scaled_scalar(scale, y)
+
+    guide = host.guide(model, observed="y").setup(2.0, 2.0)
+    assert guide.structure.settings == {"scale": 2.0}
+    found = guide.find_observations((2.0, 0.5), {})
+    assert float(found["y"]) == 0.5
+    with pytest.raises(ValueError, match="argument 'scale': expected 2.0"):
+        guide.find_observations((3.0, 0.5), {})
+
+
 def test_a_size_left_at_its_default(host):
     model = host.models.hierarchical_normal
     guide = host.guide(model, observed="y", sizes={"num_groups": "groups"}).setup()
