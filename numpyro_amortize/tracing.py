@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
@@ -26,12 +27,16 @@ _LOCATION_SCALE = (
 _IS_FIXED = "_amortize_is_fixed"
 
 
-class _Free(handlers.uncondition):
-    """Draws observed sites."""
+class _Free(Messenger):
+    """Draws observed sites; the host's `uncondition` keeps the data, which then are compared."""
 
     def process_message(self, msg: dict[str, Any]) -> None:
-        if msg["type"] == "sample" and not is_factor(msg) and not msg["infer"].get(_IS_FIXED):
-            super().process_message(msg)
+        if msg["type"] != "sample" or not msg["is_observed"] or is_factor(msg):
+            return
+        if not msg["infer"].get(_IS_FIXED):
+            msg["is_observed"], msg["value"] = False, None
+            if msg["kwargs"]["rng_key"] is None:  # the seed has passed over an observed site
+                msg["kwargs"]["rng_key"] = numpyro.prng_key()
 
 
 class _Keep(Messenger):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, poisson
 
 Y, W = np.array(1.3), np.array([-0.4, 2.2])
 ALTERNATIVES = [("y",), "w", ("y", "w")]
@@ -100,6 +100,18 @@ def test_the_handler_leaves_out_sites_without_data(host):
         log_prob = trace["w"]["fn"].log_prob(trace["w"]["value"]).sum()
         assert trace["w"]["is_observed"]
     assert float(log_prob) == 0.0
+
+
+def test_counts_may_be_absent_too(host):
+    """Whole numbers have no NaN; at other data sets the site has none at all."""
+    model = host.models.counts_and_rows
+    guide = host.guide(model, observed=[("y",), ("y", "count")])
+    amortized = host.untrained(model, guide)
+    rows = host.array(np.zeros(3))
+    latents = {"z": np.array([0.5])}
+    with_count = amortized.at(a=rows, counts=host.array(np.array(2)))
+    found = host.log_joint(with_count, latents) - host.log_joint(amortized.at(a=rows), latents)
+    np.testing.assert_allclose(found, poisson.logpmf(2, 3.0), rtol=1e-4)
 
 
 def test_structure_says_what_may_be_absent(host, amortized):

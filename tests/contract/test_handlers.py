@@ -236,6 +236,19 @@ def test_a_constant_in_a_plate_and_an_intervention_in_a_plate(host):
     assert abs(summary.log_evidence - shared) < 5 * summary.log_evidence_se + 1e-3
 
 
+def test_reparameterised_rows(host):
+    model = wrapped(host, "centred", host.models.local_chain, "theta", 0.0)
+    guide = small_guide(host, model, inputs={"x": "rows"})
+    posterior = host.untrained(model, guide, host.array(X)).at(host.array(X), y=host.array(Y))
+    draws = host.sample(posterior, 50)
+    mu, offset, base = draws["mu"], draws["offset"], draws["theta_decentered"]
+    theta = mu[:, None] + 0.5 * base
+    np.testing.assert_allclose(draws["theta"], theta, rtol=1e-4, atol=1e-5)
+    rows = norm.logpdf(offset) + norm.logpdf(base) + norm.logpdf(Y, theta + offset + X)
+    found = host.log_joint(posterior, draws)
+    np.testing.assert_allclose(found, norm.logpdf(mu) + rows.sum(1), rtol=1e-4)
+
+
 REFUSALS = {
     "depends on sites ['mu'], so that it is data about them": [("condition", {"theta": 0.3})],
     "site 'mu': takes the same value in every run": [("repeat",)],

@@ -106,3 +106,19 @@ def test_a_network_in_the_model(host, tmp_path):
     again = host.log_joint(loaded.at(*args), latents)
     np.testing.assert_allclose(again, before, rtol=1e-5)
     assert weight_of(host, loaded, other) == pytest.approx(weight)
+
+
+def test_a_network_in_a_file_that_cannot_be_told_its_shape(host, tmp_path):
+    """Arguments that are neither arrays nor plain values are not stored: the model cannot run."""
+    model = host.models.NetworkModel()
+    guide = small_guide(host, model, inputs={"x": "rows"})
+    guide.setup(host.array(X), kind=object())
+    if host.name == "pyro":  # whose networks are parameters with names of their own
+        host.package.AmortizedPosterior(model, guide).save(tmp_path / "guide.safetensors")
+        assert host.package.AmortizedPosterior.load(tmp_path / "guide.safetensors", model)
+        return
+    params = guide.init_params() | {"net$params": model.net}
+    amortized = host.package.AmortizedPosterior(model, guide, params=params)
+    amortized.save(tmp_path / "guide.safetensors")
+    with pytest.raises(ValueError, match=r"parameters \['net\$params'\] of the model are networks"):
+        host.package.AmortizedPosterior.load(tmp_path / "guide.safetensors", model)
