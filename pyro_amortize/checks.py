@@ -236,19 +236,7 @@ class PlateCheck:
                     )
         for group in self._structure.groups:
             found += self._group_problems(group)
-        for info in self._structure.missing:
-            found += self._reader_problems(info.site)
         return found
-
-    def _reader_problems(self, name: str) -> list[str]:
-        """Sites that depend on values of an observed site which may be missing."""
-        after = self._densities(self._values | {name: self._others[name]}, {})
-        return [
-            f"missing '{name}': site '{other}' depends on its values, so the missing ones would "
-            "have to be inferred. Make them a latent site of the model, or declare nothing missing"
-            for other, density in self._base.items()
-            if other != name and not _close(density, after[other])
-        ]
 
     def _group_problems(self, group: GroupInfo) -> list[str]:
         """Latents that reach rows which their index vector gives to another element."""

@@ -261,11 +261,11 @@ def test_a_mask_beside_data_of_another_size(host):
     amortized = host.untrained(model, guide, host.array(mask))
     with pytest.raises(ValueError, match="plate 'rows': has 5 elements in this call"):
         amortized.at(host.array(mask), y=host.array(y))
-    mark = host.module("missing").mark_missing
+    check = host.module("missing").check_masks
     with pytest.raises(
         ValueError, match=r"missing 'is_there': expected shape \(6,\), that of site"
     ):
-        mark(guide.structure, {"is_there": host.array(mask)}, {"y": host.array(y)})
+        check(guide.structure, {"is_there": host.array(mask)}, {"y": host.array(y)}, 0)
 
 
 def test_plain_argument_that_changes(host):
