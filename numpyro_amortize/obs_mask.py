@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from numpyro.primitives import Messenger
 
 from numpyro_amortize.structure import MissingInfo, ModelStructure
-from numpyro_amortize.tracing import Trace, is_masked, run_model
+from numpyro_amortize.tracing import Trace, is_masked, keep_fixed, run_model
 
 
 class JoinedModel:
@@ -31,12 +31,24 @@ class JoinedModel:
     def __init__(self, model: Callable[..., Any], names: Sequence[str]) -> None:
         self.__wrapped__ = model
         self.__signature__ = inspect.signature(model)
-        self._names = tuple(names)
+        self.names = tuple(names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
-        with _Join(self._names):
+        with _Join(self.names):
             return self.__wrapped__(*args, **kwargs)
+
+
+def keep_constants(model: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """`keep_fixed` for the model of a guide, which stays a `JoinedModel` if it is one.
+
+    Args:
+        model: The model of a guide.
+        names: Sites that the model or a handler fixes, whatever the call.
+    """
+    if isinstance(model, JoinedModel) and names:
+        return JoinedModel(keep_fixed(model.__wrapped__, names), model.names)
+    return keep_fixed(model, names)
 
 
 def known_masks(missing: Sequence[MissingInfo], trace: Trace) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 
+from pyro_amortize.arguments import underlying
 from pyro_amortize.structure import MissingInfo, ModelStructure
-from pyro_amortize.tracing import Trace, is_masked, run_model, seeded
+from pyro_amortize.tracing import Trace, is_masked, keep_fixed, run_model, seeded
 
 
 class JoinedModel:
@@ -28,13 +29,25 @@ class JoinedModel:
 
     def __init__(self, model: Callable[..., Any], names: Sequence[str]) -> None:
         self.__wrapped__ = model
-        self.__signature__ = inspect.signature(getattr(model, "forward", model))
-        self._names = tuple(names)
+        self.__signature__ = inspect.signature(underlying(model))
+        self.names = tuple(names)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
-        with _Join(self._names):
+        with _Join(self.names):
             return self.__wrapped__(*args, **kwargs)
+
+
+def keep_constants(model: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """`keep_fixed` for the model of a guide, which stays a `JoinedModel` if it is one.
+
+    Args:
+        model: The model of a guide.
+        names: Sites that the model or a handler fixes, whatever the call.
+    """
+    if isinstance(model, JoinedModel) and names:
+        return JoinedModel(keep_fixed(model.__wrapped__, names), model.names)
+    return keep_fixed(model, names)
 
 
 def known_masks(missing: Sequence[MissingInfo], trace: Trace) -> list[str]:

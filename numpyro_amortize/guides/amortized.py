@@ -35,12 +35,11 @@ from numpyro_amortize.guides.specifications import (
 from numpyro_amortize.guides.weights import NamedWeights, model_at
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
-from numpyro_amortize.obs_mask import JoinedModel
+from numpyro_amortize.obs_mask import JoinedModel, keep_constants
 from numpyro_amortize.reading import Parents, read_structure
 from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
-from numpyro_amortize.tracing import keep_fixed
 
 
 class AmortizedGuide:
@@ -170,7 +169,7 @@ class AmortizedGuide:
             alternatives=self.alternatives,
             parents=self._parents,
         )
-        model = keep_fixed(self.model, structure.constants)
+        model = keep_constants(self.model, structure.constants)
         self.setup_call = (args, kwargs)
         self.build(structure, measure(model, structure, calls))
         return self
@@ -182,7 +181,7 @@ class AmortizedGuide:
         chain = build_chain(structure, embeddings, densities, jax.random.key(0))
         self._weights = NamedWeights(chain, structure)
         self._structure = structure
-        self.model = keep_fixed(self.model, structure.constants)
+        self.model = keep_constants(self.model, structure.constants)
         self._init_params = self._weights.initial(standardisation)
 
     def specifications(

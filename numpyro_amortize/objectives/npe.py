@@ -231,7 +231,7 @@ class NPE(ELBO):
         is_held_out: bool = False,
     ) -> tuple[dict[str, Array], Array]:
         check_guide(guide)
-        argument_key, rng_key = jax.random.split(rng_key)
+        argument_key, rng_key, missing_key = jax.random.split(rng_key, 3)
         args, kwargs = call if self.model_args is None else self.draw_arguments(argument_key)
         guide.setup(*args, **kwargs)
         structure = guide.structure
@@ -269,7 +269,7 @@ class NPE(ELBO):
             args,
             kwargs,
             {site.name: values[site.name] for site in structure.latents},
-            self._hidden(rng_key, guide, values, args, kwargs),
+            self._hidden(missing_key, guide, values, args, kwargs),
             batch_dims=1,
             conditionals=moments,
             true_sizes=self._true_sizes,

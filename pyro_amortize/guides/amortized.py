@@ -27,12 +27,12 @@ from pyro_amortize.guides.specifications import (
 )
 from pyro_amortize.layout import align, natural, pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
-from pyro_amortize.obs_mask import JoinedModel
+from pyro_amortize.obs_mask import JoinedModel, keep_constants
 from pyro_amortize.reading import Parents, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
-from pyro_amortize.tracing import keep_fixed, seeded
+from pyro_amortize.tracing import seeded
 
 
 class AmortizedGuide(PyroModule):
@@ -180,7 +180,7 @@ class AmortizedGuide(PyroModule):
             alternatives=self.alternatives,
             parents=self._parents,
         )
-        model = keep_fixed(self.model, structure.constants)
+        model = keep_constants(self.model, structure.constants)
         self.setup_call = (args, kwargs)
         self.vectorization_problem = vectorization_problem(model, args, kwargs)
         measured = measure(model, structure, calls, is_vectorized=self.is_vectorized)
@@ -195,7 +195,7 @@ class AmortizedGuide(PyroModule):
         self.chain = chain.to(standardisation.device)
         self.register_buffer("standardisation", standardisation)
         self._structure = structure
-        self._model = (keep_fixed(self.model, structure.constants),)
+        self._model = (keep_constants(self.model, structure.constants),)
         self._initial = [parameter.detach().clone() for parameter in chain.parameters()]
 
     def specifications(

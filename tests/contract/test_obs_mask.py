@@ -212,3 +212,23 @@ def test_sites_that_read_what_may_be_missing(host, is_given):
         ValueError, match=r"site 'x': may have no data, but sites \['y'\] depend on it"
     ):
         guide.setup(*args)
+
+
+def test_what_is_unobserved_beside_a_constant_of_the_model(host):
+    """A model with a conditioned site is wrapped twice; the host still finds `y_unobserved`."""
+    data = {"x": host.array(np.zeros(5))}
+    if host.name == "pyro":
+        from pyro import poutine
+
+        model = poutine.condition(host.models.groups_with_an_obs_mask, data=data)
+    else:
+        from numpyro import handlers
+
+        model = handlers.condition(host.models.groups_with_an_obs_mask, data=data)
+    args = (None, host.array(THERE[:5]), host.array(X[:5]))
+    guide = host.guide(model, observed="y", missing={"is_there": "y"}, **small(host))
+    amortized = host.scrambled(model, guide, *args, scale=0.1)
+    assert [site.name for site in guide.structure.fixed] == ["x"]
+    of_guide, of_model = guide_trace(host, amortized, *args, data=model)
+    values = [trace["y_unobserved"]["value"] for trace in (of_guide, of_model)]
+    np.testing.assert_array_equal(*map(numpy_tree, values))
