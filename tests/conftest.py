@@ -83,6 +83,11 @@ def _forget_compiled_code():
         sys.modules["jax"].clear_caches()
 
 
+def pytest_collection_modifyitems(items):
+    """The longest group first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: "parity/test_numbers" not in item.nodeid)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """One worker for each file and backend, so that tests can share one training."""

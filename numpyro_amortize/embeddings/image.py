@@ -42,7 +42,7 @@ class ImageEmbedding(Embedding):
 
     Example:
         >>> ImageEmbedding(feature_dim=4).context_sizes((3, 8, 8), 0, [0])
-        (10, 17)
+        (10, 32)
 
     References:
         He et al. (2016), arXiv:1603.05027, for the blocks; Liu et al. (2018), arXiv:1807.03247,

@@ -49,7 +49,7 @@ class SequenceEmbedding(Embedding):
 
     Example:
         >>> SequenceEmbedding(feature_dim=4).context_sizes((20, 3), 0, [0])
-        (10, 17)
+        (10, 32)
 
     References:
         Bai et al. (2018), arXiv:1803.01271, for the convolutions; Cho et al. (2014),

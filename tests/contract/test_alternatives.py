@@ -28,6 +28,7 @@ def exact(names):
     return (seen / variances).sum() / precision, precision**-0.5, evidence
 
 
+@pytest.mark.slow  # trains a guide well
 def test_one_guide_answers_for_every_alternative(host, tmp_path):
     model, guide = two_sources(host)
     objective = host.package.NPE(128)

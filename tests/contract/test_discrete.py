@@ -385,6 +385,7 @@ def test_stock_svi_of_pyro_refuses_the_mean_field_bound(pyro_host):
         svi.step(y)
 
 
+@pytest.mark.slow
 def test_score_functions_reach_the_exact_posterior_at_one_data_set(host):
     """`TraceGraph_ELBO` on one count, whose posterior and evidence are sums."""
     problem, model = PROBLEMS["poisson_count"], host.models.poisson_count

@@ -8,6 +8,21 @@ from scipy.stats import halfcauchy, lognorm, norm
 from amortize_diagnostics import importance_summary
 
 
+NAMES = (
+    "conjugate_normal",
+    "eight_schools_centered",
+    "eight_schools_noncentered",
+    "hierarchical_normal",
+    "nested_groups",
+)
+QUICK = {
+    ("conjugate_normal", "NormalDensity"),
+    ("eight_schools_centered", "SplineFlowDensity"),
+    ("hierarchical_normal", "NormalDensity"),
+    ("nested_groups", "SplineFlowDensity"),
+}
+
+
 def cases(host):
     sigma = host.array(np.linspace(9, 18, 8))
     schools = {"observed": "y", "inputs": {"sigma": "schools"}}
@@ -21,15 +36,12 @@ def cases(host):
     }
 
 
-@pytest.mark.parametrize("family", ["NormalDensity", "SplineFlowDensity"])
 @pytest.mark.parametrize(
-    "name",
+    ("name", "family"),
     [
-        "conjugate_normal",
-        "eight_schools_centered",
-        "eight_schools_noncentered",
-        "hierarchical_normal",
-        "nested_groups",
+        pytest.param(name, family, marks=[pytest.mark.slow] * ((name, family) not in QUICK))
+        for name in NAMES
+        for family in ("NormalDensity", "SplineFlowDensity")
     ],
 )
 def test_weights_for_one_and_for_many_data_sets(host, name, family):

@@ -281,7 +281,7 @@ def is_inside(kind, value):
 
 
 # NumPyro compiles each of these for a quarter of a minute.
-QUICK_IN_NUMPYRO = ("circular", "lower_cholesky", "sphere")
+QUICK_IN_NUMPYRO = ("circular", "sphere")
 GUIDES = [pytest.param("pyro", kind) for kind in KINDS if kind not in ONLY_NUMPYRO] + [
     pytest.param("numpyro", kind, marks=() if kind in QUICK_IN_NUMPYRO else pytest.mark.slow)
     for kind in KINDS
@@ -313,6 +313,7 @@ def test_a_guide_on_every_support(host, kind, tmp_path):
     np.testing.assert_allclose(again, log_q, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow  # half a minute in NumPyro
 def test_angles_and_directions_inside_a_plate(host):
     model = host.models.headings
     guide = host.guide(model, observed="y")

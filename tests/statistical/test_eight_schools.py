@@ -11,8 +11,7 @@ from amortize_diagnostics import importance_summary
 from tests.backends import host as host_of
 from tests.backends import num_distinct
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # minutes of training
 
 DATA = Path(__file__).parents[2] / "data" / "posteriordb" / "eight_schools.npz"
 NUM_DRAWS = 10000

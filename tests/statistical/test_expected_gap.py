@@ -14,8 +14,8 @@ from tests.backends import host as host_of
 from tests.catalogue import GAUSSIAN, OTHER
 from tests.problems import PROBLEMS
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
+# One problem is quick; the others train for minutes.
+QUICK = "conjugate_normal"
 
 NUM_DRAWS = 4000
 
@@ -78,21 +78,21 @@ def assert_small(gap, problem, tolerance):
     assert gap.mean > -3 * gap.se, gap
 
 
-@pytest.mark.parametrize("name", sorted(NPE_RUNS))
+def quick_or_slow(names):
+    marks = {name: () if name == QUICK else pytest.mark.slow for name in names}
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=mark) for name, mark in marks.items()]
+    )
+
+
+@quick_or_slow(sorted(NPE_RUNS))
 def test_npe_reaches_the_exact_posterior(host, name):
     amortized, problem = trained_by_npe(host.name, name), PROBLEMS[name]
     gap = gap_of(host, amortized, problem, call_of(host, name)[0])
     assert_small(gap, problem, NPE_RUNS[name][-1])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "conjugate_normal",
-        "linear_gaussian_2",
-        pytest.param("linear_gaussian_10", marks=pytest.mark.slow),
-    ],
-)
+@quick_or_slow(sorted(ELBO_RUNS))
 def test_elbo_reaches_the_exact_posterior(host, name):
     """Many data sets in one outer plate, the host's own bound, fresh data sets for the gap."""
     problem, (num_datasets, steps, rate) = PROBLEMS[name], ELBO_RUNS[name]
@@ -122,6 +122,7 @@ def test_the_prior_as_posterior_is_rejected(host):
     assert gap.lower > 10 * GAUSSIAN
 
 
+@pytest.mark.slow
 def test_two_modes_hold_half_of_the_mass_each(host):
     """And the bridge between them what the exact posterior has there."""
     amortized = trained_by_npe(host.name, "two_mode_sign")
@@ -134,6 +135,7 @@ def test_two_modes_hold_half_of_the_mass_each(host):
         assert abs(np.mean(np.abs(draws) < width) - bridge) < 0.05
 
 
+@pytest.mark.slow
 def test_density_on_the_unit_interval_integrates_to_one(host):
     """A missing Jacobian of the support shows here (beta-binomial)."""
     amortized = trained_by_npe(host.name, "beta_binomial")
@@ -146,6 +148,7 @@ def test_density_on_the_unit_interval_integrates_to_one(host):
         assert np.abs(np.exp(log_q) - np.exp(exact)).mean() < 0.3
 
 
+@pytest.mark.slow
 def test_draws_agree_with_the_density_that_scores_them(host):
     """Draws and scores are two code paths: the mean of log q over draws is minus the entropy."""
     amortized = trained_by_npe(host.name, "hierarchical_normal")
@@ -160,6 +163,7 @@ def test_draws_agree_with_the_density_that_scores_them(host):
     assert gap.mean > -3 * gap.se
 
 
+@pytest.mark.slow
 def test_evidence_of_joint_and_of_marginalised_weights_is_exact(host):
     amortized = trained_by_npe(host.name, "hierarchical_normal")
     problem = PROBLEMS["hierarchical_normal"]
@@ -179,6 +183,7 @@ def test_evidence_of_joint_and_of_marginalised_weights_is_exact(host):
         assert summaries[1].ess_fraction >= summaries[0].ess_fraction - 0.02
 
 
+@pytest.mark.slow
 def test_weighted_draws_have_the_exact_moments(host):
     amortized = trained_by_npe(host.name, "hierarchical_normal")
     problem = PROBLEMS["hierarchical_normal"]

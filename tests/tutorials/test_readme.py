@@ -7,9 +7,6 @@ import pytest
 
 from tests.conftest import require
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 README = Path(__file__).parents[2] / "README.md"
 PRINTED = re.compile(
     r"(tensor\()?\[( *-?\d+\.\d+,?\s*){8}\]\)?\n"

@@ -19,9 +19,6 @@ NAMES = sorted({path.stem for host in HOSTS for path in (TUTORIALS / host).glob(
 mpl.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-# Not yet run to the end on both backends on an idle machine; until then outside `make test`.
-pytestmark = pytest.mark.slow
-
 
 def cells(host, name):
     return jupytext.read(TUTORIALS / host / f"{name}.py").cells
@@ -84,6 +81,7 @@ def test_notebook_is_the_script_executed(host, name):
                 assert output.get("name") != "stderr", output.text  # warnings, and paths in them
 
 
+@pytest.mark.slow  # what the tutorial draws and plots takes a minute after any training
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("host", HOSTS)
 def test_runs_with_few_steps(host, name, monkeypatch):
