@@ -7,7 +7,6 @@ from scipy.stats import halfcauchy, lognorm, norm
 
 from amortize_diagnostics import importance_summary
 
-
 NAMES = (
     "conjugate_normal",
     "eight_schools_centered",
