@@ -92,7 +92,8 @@ def test_npe_reaches_the_exact_posterior(host, name):
     assert_small(gap, problem, NPE_RUNS[name][-1])
 
 
-@quick_or_slow(sorted(ELBO_RUNS))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(ELBO_RUNS))
 def test_elbo_reaches_the_exact_posterior(host, name):
     """Many data sets in one outer plate, the host's own bound, fresh data sets for the gap."""
     problem, (num_datasets, steps, rate) = PROBLEMS[name], ELBO_RUNS[name]
