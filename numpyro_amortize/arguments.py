@@ -243,7 +243,7 @@ def mask_shape_problem(info: MissingInfo, mask: Any, shape: Sequence[int]) -> st
     Args:
         info: The declaration.
         mask: The argument.
-        shape: Shape of the site without its events.
+        shape: Shape of the site, with its events if the mask is for their positions.
 
     Returns:
         The problem in words.

@@ -80,22 +80,17 @@ def plain_data_arguments(
         kwargs: Keyword arguments of the model.
     """
     bound = bound_arguments(model, args, kwargs)
-    data = read_data(model, args, kwargs)
-    scalars = {name: value.item() for name, value in data.items() if value.ndim == 0}
+    scalars = {
+        name: value for name, value in read_data(model, args, kwargs).items() if value.ndim == 0
+    }
     found = set()
     for name, number in bound.arguments.items():
-        is_number = isinstance(number, int | float) and not isinstance(number, bool)
-        sites = [
-            site
-            for site, value in scalars.items()
-            if is_number and math.isclose(value, number, rel_tol=1e-6)
-        ]
-        if sites:
-            changed = dict(bound.arguments) | {name: number + 1}
-            call = inspect.BoundArguments(bound.signature, changed)
-            after = read_data(model, call.args, call.kwargs)
-            if any(not is_same(data[site], after[site]) for site in sites):
-                found.add(name)
+        if is_array(number) or not any(is_value(data, number) for data in scalars.values()):
+            continue
+        call = inspect.BoundArguments(bound.signature, dict(bound.arguments) | {name: number + 1})
+        after = read_data(model, call.args, call.kwargs)
+        if any(not is_same(data, after[site]) for site, data in scalars.items()):
+            found.add(name)
     return found
 
 
@@ -443,6 +438,14 @@ def perturbed(value: np.ndarray | Array) -> Array:
     if value.dtype == bool:
         return jnp.asarray(~value)
     return jnp.asarray(value.min() + value.max() - value)
+
+
+def is_value(data: Array, value: Any) -> bool:
+    """Whether an argument is a site's data, which a perturbed copy need not show of integers."""
+    if is_array(value):
+        return is_same(jnp.ravel(data), jnp.ravel(value))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and bool((data == value).all())
 
 
 def is_same(first: Array, second: Array) -> bool:

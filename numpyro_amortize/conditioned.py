@@ -13,9 +13,9 @@ from jax import Array
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
+from numpyro_amortize.measure import Call
 from numpyro_amortize.missing import fill_missing_values, log_joint_of_present
-from numpyro_amortize.padding import Call, PaddedCall
-from numpyro_amortize.pooling import existing
+from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.simulate import replay
 
 
@@ -62,7 +62,7 @@ class ConditionedGuide:
 
     def log_prob(self, latents: Mapping[str, Array]) -> Array:
         """Joint log density of the guide, shape `(num_samples, [num_datasets])`, in nats."""
-        return _log_prob(
+        densities = _log_prob(
             self.guide,
             self.params,
             self._padded.call,
@@ -71,6 +71,8 @@ class ConditionedGuide:
             self._padded.true_sizes,
             1 + self.batch_dims,
         )
+        kept = self._padded.cut(self.guide.structure, densities, has_event=False)
+        return total(kept.values(), 1 + self.batch_dims)
 
     def site_densities(self, latents: Mapping[str, Array]) -> dict[str, Array]:
         """Log densities of the model's sites, `(num_samples, [num_datasets,] *plates)`."""
@@ -162,17 +164,10 @@ def _log_prob(
     latents: Mapping[str, Array],
     true_sizes: Mapping[str, Array],
     batch_dims: int,
-) -> Array:
-    parts = guide.site_log_probs(
+) -> dict[str, Array]:
+    return guide.site_log_probs(
         params, *call, latents, observations, batch_dims=batch_dims, true_sizes=true_sizes
     )
-    structure = guide.structure
-    for name, part in parts.items():
-        plates = structure.site(name).plates
-        present = existing(plates, structure.plate_dims, part[..., None], true_sizes)
-        if present is not None:
-            parts[name] = jnp.where(present[..., 0], part, 0.0)
-    return total(parts.values(), batch_dims)
 
 
 def total(parts: Iterable[Array], batch_dims: int) -> Array:

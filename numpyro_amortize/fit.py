@@ -17,10 +17,11 @@ from tqdm import tqdm
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
+from numpyro_amortize.measure import Call
 from numpyro_amortize.objectives import NPE
 from numpyro_amortize.objectives.gradients import check_gradients
 from numpyro_amortize.objectives.npe import nonfinite_message
-from numpyro_amortize.padding import Call, CallPadding, PaddedCall
+from numpyro_amortize.padding import CallPadding, PaddedCall
 from numpyro_amortize.posterior import AmortizedPosterior
 from numpyro_amortize.simulate import simulate
 from numpyro_amortize.training_step import TrainingStep
@@ -133,7 +134,7 @@ def fit(
     held_out_keys = jax.random.split(held_out_key, _HELD_OUT_KEYS)
     per_step = npe.num_simulations if npe else 0
     losses, num_nonfinite, held_out = [], 0, []
-    seen: dict[str, set[int]] = {plate: set() for plate in guide.structure.plates}
+    seen: dict[str, set[int]] = {plate: set() for plate in structure.plates}
     first_call = pad(calls[0])
     last_done, last_time = 0, time.perf_counter()
     with tqdm(total=num_steps, disable=not progress_bar, unit="step") as bar:
@@ -191,13 +192,15 @@ def _padding(
     """How calls are padded: along the plates whose size differs between the first of them."""
     structure = guide.structure
     exact = CallPadding(guide.model, structure, guide.sizes, ())
+    if padding == "never":
+        return exact.pad
     sizes = [exact.own_sizes(call) for call in calls]
     varying = [
         plate
         for plate, info in structure.plates.items()
         if not info.is_event and len({each[plate] for each in sizes}) > 1
     ]
-    if padding == "never" or not varying:
+    if not varying:
         return exact.pad
     padded = CallPadding(guide.model, structure, guide.sizes, varying)
     if objective and callable(objective.missing):

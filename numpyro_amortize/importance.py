@@ -24,9 +24,10 @@ from numpyro_amortize.guides.call import CallValues
 from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.layout import align, natural
 from numpyro_amortize.levels import pooling_levels
+from numpyro_amortize.measure import Call
 from numpyro_amortize.missing import log_joint_of_present
 from numpyro_amortize.observations import data_plate_sizes
-from numpyro_amortize.padding import Call, PaddedCall
+from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.pooling import Pooling, existing
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 

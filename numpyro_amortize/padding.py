@@ -13,14 +13,13 @@ from jax import Array
 
 from numpyro_amortize.arguments import given_arguments, is_array
 from numpyro_amortize.checks import read_data
+from numpyro_amortize.measure import Call
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 from numpyro_amortize.tracing import log_densities, plate_sizes, run_model, site_values
 
 _SMALLEST_BUCKET = 16
 _BUCKET_FACTOR = 4
 _CHECKED_RUNS = 2
-
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)

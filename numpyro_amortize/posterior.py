@@ -21,8 +21,9 @@ from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
 from numpyro_amortize.layout import align
+from numpyro_amortize.measure import Call
 from numpyro_amortize.observations import data_plate_sizes
-from numpyro_amortize.padding import Call, CallPadding, PaddedCall
+from numpyro_amortize.padding import CallPadding, PaddedCall
 from numpyro_amortize.simulate import simulate
 from numpyro_amortize.storage import load_guide, save_guide
 from numpyro_amortize.structure import ModelStructure, SiteInfo
@@ -119,14 +120,14 @@ class AmortizedPosterior:
         Returns:
             The padded call.
         """
-        structure, trained = self.guide.structure, self.history.plate_sizes if self.history else {}
-        leaves = jax.tree.leaves((call, dict(observations)))
+        guide, trained = self.guide, self.history.plate_sizes if self.history else {}
         if self._padding is None:
             varying = [name for name, (low, high) in trained.items() if low < high]
-            self._padding = CallPadding(self.guide.model, structure, self.guide.sizes, varying)
+            self._padding = CallPadding(guide.model, guide.structure, guide.sizes, varying)
+        leaves = jax.tree.leaves((call, dict(observations)))
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-        if is_traced or self._padding.find_problem([call]):
-            return CallPadding(self.guide.model, structure, self.guide.sizes, ()).pad(call)
+        if not self._padding.plates or is_traced or self._padding.find_problem([call]):
+            return PaddedCall(call, {}, {}, {})
         return self._padding.pad(call)
 
     def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:

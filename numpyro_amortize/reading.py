@@ -181,6 +181,7 @@ def read_structure(
                 coupled=coupled.get(name),
             )
         )
+    plain_data = plain_data_arguments(model, args, kwargs)
     structure = ModelStructure(
         latents=tuple(latents),
         observed=tuple(
@@ -211,7 +212,7 @@ def read_structure(
         settings={
             name: value
             for name, value in read_settings(model, args, kwargs, sizes).items()
-            if name not in plain_data_arguments(model, args, kwargs)
+            if name not in plain_data
         },
         groups=group_infos,
         missing=absent,

@@ -17,8 +17,9 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.weights import STANDARDISATION
+from numpyro_amortize.measure import Call
 from numpyro_amortize.objectives import NPE
-from numpyro_amortize.padding import Call, PaddedCall
+from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.tracing import log_densities, run_model
 
 _CLIP_NORM = 5.0

@@ -13,13 +13,14 @@ from tqdm import tqdm
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
+from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE
 from pyro_amortize.objectives.gradients import check_gradients
 from pyro_amortize.objectives.npe import nonfinite_message
 from pyro_amortize.posterior import AmortizedPosterior
 from pyro_amortize.simulate import simulate
 from pyro_amortize.tracing import plate_sizes
-from pyro_amortize.training_step import Call, MakeOptimizer, TrainingStep
+from pyro_amortize.training_step import MakeOptimizer, TrainingStep
 
 _NUM_REPORTS = 50
 _HELD_OUT_SEEDS = range(1000, 1008)

@@ -6,10 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from pyro_amortize.arguments import bound_arguments, is_array
-from pyro_amortize.checks import is_same, perturbed, read_data
+from pyro_amortize.checks import is_same, is_value, perturbed, read_data
 from pyro_amortize.tracing import Trace
 
 
@@ -56,20 +54,12 @@ def _follow_arguments(
     data = read_data(model, args, kwargs)
     moved: set[str] = set()
     for argument, value in bound.arguments.items():
-        moved |= {name for name in names if _is_value(data[name], value)}
+        moved |= {name for name in names if is_value(data[name], value)}
         changed = dict(bound.arguments) | {argument: _changed(value)}
         call = inspect.BoundArguments(bound.signature, changed)
         after = read_data(model, call.args, call.kwargs)
         moved |= {name for name in names if not is_same(data[name], after[name])}
     return moved
-
-
-def _is_value(data: Tensor, value: Any) -> bool:
-    """Whether an argument is a site's data, which a perturbed copy need not show of integers."""
-    if is_array(value):
-        return is_same(data.flatten(), value.flatten())
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and bool((data == value).all())
 
 
 def _changed(value: Any) -> Any:

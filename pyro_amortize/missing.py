@@ -100,9 +100,6 @@ def mark_missing(
 
     Returns:
         The data; sites without masks as they are.
-
-    Raises:
-        ValueError: If a mask does not fit the data of its site.
     """
     marked = dict(observations)
     for info in structure.missing:

@@ -11,12 +11,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE
 from pyro_amortize.tracing import log_densities, seeded
 
 _CLIP_NORM = 5.0
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
 
