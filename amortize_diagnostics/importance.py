@@ -89,9 +89,9 @@ def _smooth(log_weights: Array) -> tuple[Array, float]:
 class ImportanceSummary:
     """What importance weights say about a guide, at one data set or at each of many.
 
-    Two verdicts, because neither implies the other. The *guide's own draws* are judged by the
-    ESS fraction: at least 0.5 is good, 0.1 to 0.5 is usable only after weighting, below 0.1 is
-    poor. The *weighted draws* are reliable if `khat < khat_threshold`; a guide three times too
+    Two verdicts, because neither implies the other. The *guide's own draws* are judged by
+    their ESS fraction: at least 0.5 is good, 0.1 to 0.5 is usable only after weighting, below 0.1
+    is poor. The *weighted draws* are reliable if `khat < khat_threshold`; a guide three times too
     wide passes that and fails the first.
 
     `print(summary)` says both in words.
@@ -105,8 +105,10 @@ class ImportanceSummary:
         log_evidence_se: Its standard error in nats, `sqrt((1 - ess_fraction) / (n
             ess_fraction))`; meaningless where `khat` fails.
         num_zero_weight: Number of draws with weight zero: outside the model's support.
+        num_guide_draws: How many of the draws are the guide's own, where others were added.
+        guide_ess_fraction: ESS fraction of these alone with the guide's weights.
 
-    All but the first and the threshold are scalars for one data set and arrays of shape
+    All but the numbers of draws and the threshold are scalars for one data set and arrays of shape
     `(num_datasets,)` for many.
 
     Example:
@@ -128,24 +130,30 @@ class ImportanceSummary:
     log_evidence: Any
     log_evidence_se: Any
     num_zero_weight: Any
+    num_guide_draws: int
+    guide_ess_fraction: Any
 
     def __str__(self) -> str:
         """Both verdicts in words."""
         return _one_verdict(self) if np.ndim(self.khat) == 0 else _many_verdicts(self)
 
 
-def importance_summary(log_weights: ArrayLike) -> ImportanceSummary:
+def importance_summary(
+    log_weights: ArrayLike, guide_log_weights: ArrayLike | None = None
+) -> ImportanceSummary:
     """Judge a guide by the weights of its draws.
 
     `log p(x) ~= logsumexp_i(log w_i) - log n` and `ESS / n = (sum_i w_i)^2 / (n sum_i w_i^2)` from
     the raw weights, in nats; `khat` from `psis`.
 
-    Use it on the guide's own independent draws. With local latents in plates, first take them out
+    Use it on independent draws. With local latents in plates, first take them out
     by `marginalise_local_weights`, else many good local draws multiply to one bad weight.
 
     Args:
         log_weights: `log p(z, x) - log q(z | x)` in nats, shape `(num_draws,)` or
             `(num_draws, num_datasets)`. `-inf` is counted as a draw of weight zero.
+        guide_log_weights: Where the draws are not the guide's alone, but those of a mixture
+            with it: the weights `log p(z, x) - log q(z | x)` of the draws that are.
 
     Returns:
         The summary, with arrays of shape `(num_datasets,)` in the second case.
@@ -168,21 +176,28 @@ def importance_summary(log_weights: ArrayLike) -> ImportanceSummary:
             f"{np.shape(log_weights)}. Reshape the data sets to one axis."
         )
     weights = _checked(log_weights, axis=0)
+    own = weights if guide_log_weights is None else _checked(guide_log_weights, axis=0)
     _, khat = psis(weights)
     num_draws = weights.shape[0]
-    log_sum = logsumexp(weights, axis=0)
-    # 1 is reached up to rounding only, and the error below needs 1 - ess_fraction >= 0.
-    ess_fraction = np.minimum(np.exp(2 * log_sum - logsumexp(2 * weights, axis=0)) / num_draws, 1.0)
+    ess_fraction = _ess_fraction(weights)
     enough = num_draws >= _MIN_DRAWS
     return ImportanceSummary(
         num_draws=num_draws,
         ess_fraction=ess_fraction,
         khat=khat,
         khat_threshold=min(1.0 - 1.0 / np.log10(num_draws), 0.7) if enough else np.nan,
-        log_evidence=log_sum - np.log(num_draws),
+        log_evidence=logsumexp(weights, axis=0) - np.log(num_draws),
         log_evidence_se=np.sqrt((1.0 - ess_fraction) / (num_draws * ess_fraction)),
         num_zero_weight=np.sum(np.isneginf(weights), axis=0),
+        num_guide_draws=own.shape[0],
+        guide_ess_fraction=_ess_fraction(own),
     )
+
+
+def _ess_fraction(weights: Array) -> Any:
+    """`(sum w)^2 / (n sum w^2)`; rounding may not take it beyond 1."""
+    ess = np.exp(2 * logsumexp(weights, axis=0) - logsumexp(2 * weights, axis=0))
+    return np.minimum(ess / weights.shape[0], 1.0)
 
 
 def _own_draws_verdict(ess_fraction: float) -> str:
@@ -204,8 +219,8 @@ def _one_verdict(summary: ImportanceSummary) -> str:
     else:
         reason = f"Pareto k-hat {summary.khat:.2f}, threshold {summary.khat_threshold:.2f}"
     lines = [
-        f"Guide's own draws: {_own_draws_verdict(summary.ess_fraction)} "
-        f"(ESS fraction {summary.ess_fraction:.2f} of {summary.num_draws} draws).",
+        f"Guide's own draws: {_own_draws_verdict(summary.guide_ess_fraction)} "
+        f"(ESS fraction {summary.guide_ess_fraction:.2f} of {summary.num_guide_draws} draws).",
         f"Weighted draws: {weighted} ({reason}).",
         f"Log evidence: {summary.log_evidence:.3f} ± {summary.log_evidence_se:.3f} nats.",
     ]
@@ -215,14 +230,14 @@ def _one_verdict(summary: ImportanceSummary) -> str:
 
 
 def _many_verdicts(summary: ImportanceSummary) -> str:
-    own = [_own_draws_verdict(value) for value in summary.ess_fraction]
+    own = [_own_draws_verdict(value) for value in summary.guide_ess_fraction]
     weighted = [_weighted_verdict(value, summary.khat_threshold) for value in summary.khat]
-    worst = int(np.argmin(summary.ess_fraction))
+    worst = int(np.argmin(summary.guide_ess_fraction))
     lines = [
         f"{len(own)} data sets, {summary.num_draws} draws each.",
         f"Guide's own draws: {_counts(own)} "
-        f"(ESS fraction: median {np.median(summary.ess_fraction):.2f}, "
-        f"lowest {summary.ess_fraction[worst]:.2f} at data set {worst}).",
+        f"(ESS fraction: median {np.median(summary.guide_ess_fraction):.2f}, "
+        f"lowest {summary.guide_ess_fraction[worst]:.2f} at data set {worst}).",
         f"Weighted draws: {_counts(weighted)} "
         f"(Pareto k-hat, threshold {summary.khat_threshold:.2f}).",
     ]

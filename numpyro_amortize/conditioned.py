@@ -87,7 +87,11 @@ class ConditionedGuide:
         return self._padded.cut(self.guide.structure, densities, has_event=False)
 
     def importance_sample(
-        self, num_samples: int, num_local_samples: int, rng_key: Array
+        self,
+        num_samples: int,
+        num_local_samples: int,
+        defensive_fraction: float,
+        rng_key: Array,
     ) -> ImportanceSamples:
         """Draws with their importance weights."""
         return importance_samples(
@@ -97,6 +101,7 @@ class ConditionedGuide:
             self._extended,
             num_samples,
             num_local_samples,
+            defensive_fraction,
             self.batch_dims,
             rng_key,
         )
@@ -145,7 +150,7 @@ def _sample(
             batch_dims=batch_dims,
             true_sizes=true_sizes,
             rng_key=key,
-        )[0]
+        ).values
 
     rows = sum(value.size for value in observations.values())
     return jax.lax.map(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -83,6 +83,7 @@ def importance_samples(
     observations: Mapping[str, Array],
     num_samples: int,
     num_local_samples: int,
+    defensive_fraction: float,
     batch_dims: int,
     rng_key: Array,
 ) -> ImportanceSamples:
@@ -94,6 +95,10 @@ def importance_samples(
     on an extended space, so the weights stay exact, and they do not degenerate with the
     number of elements.
 
+    The last draws, of the globals and of the locals for each of them, have noise with heavy
+    tails, and all are weighed by the density of the mixture: tails of the guide that are too
+    light then cost little. How many is fixed beforehand; that is unbiased too.
+
     Args:
         guide: The guide.
         params: Its parameters.
@@ -101,6 +106,7 @@ def importance_samples(
         observations: Data by site at the padded sizes, with `batch_dims` (0 or 1) leading axes.
         num_samples: Number of draws of the global latents.
         num_local_samples: Number of draws of the local latents for each.
+        defensive_fraction: Fraction of draws with heavy tails, rounded down.
         batch_dims: Number of leading axes of data sets.
         rng_key: Key of the draws.
 
@@ -111,22 +117,28 @@ def importance_samples(
     shared = structure.local_plates()
     own_call = guide.call_values(*padded.call, observations, batch_dims)
     num_local = num_local_samples if shared else 1
-    draws, global_weights, local_weights = _draw(
+    heavy, heavy_local = (
+        np.arange(num) >= num - int(defensive_fraction * num) for num in (num_samples, num_local)
+    )
+    draws = _draw(
         guide,
         params,
         padded.call,
         observations,
         padded.true_sizes,
-        num_samples,
-        num_local,
+        jnp.asarray(heavy),
+        jnp.asarray(heavy_local),
         batch_dims,
         rng_key,
     )
-    log_weights = np.asarray(global_weights, float)
-    samples = {name: np.asarray(value) for name, value in draws.items()}
+    log_weights, log_tails, local, local_tails = (np.asarray(part, float) for part in draws[1:])
+    own = log_weights[~heavy]
+    log_weights = log_weights - _mixture(log_tails, heavy)
+    samples = {name: np.asarray(value) for name, value in draws.samples.items()}
     if shared:
         seed = int(jax.random.bits(jax.random.fold_in(rng_key, 1)))
-        local = np.asarray(local_weights, float)
+        own = marginalise_local_weights(own, local[~heavy_local][:, ~heavy])
+        local = local - _mixture(local_tails, heavy_local)
         log_weights = marginalise_local_weights(log_weights, local)
         chosen = choose_local_draws(local, np.random.default_rng(seed))
         for site in structure.latents:
@@ -134,7 +146,33 @@ def importance_samples(
                 value = samples[site.name]
                 samples[site.name] = _keep(structure, site, value, chosen, shared, own_call)
     samples = padded.cut(structure, samples)
-    return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
+    return ImportanceSamples(samples, log_weights, importance_summary(log_weights, own))
+
+
+def _mixture(log_tails: np.ndarray, heavy: np.ndarray) -> np.ndarray:
+    """`log q_mixture - log q` from `log q_heavy - log q`."""
+    fraction = heavy.mean()
+    if fraction == 0:
+        return np.zeros_like(log_tails)
+    return np.logaddexp(np.log1p(-fraction), np.log(fraction) + log_tails)
+
+
+class _Draws(NamedTuple):
+    """Draws from the guide, of which some have heavy tails, and parts of their weights.
+
+    Args:
+        samples: Global sites `(S, [N], ...)`, local ones `(K, S, [N], ...)`.
+        log_weights: `log p - log q` of all that is global, `(S, [N])`.
+        log_tails: What `log q` gains there with heavy tails.
+        local_log_weights: `log p - log q` of each plate element, `(K, S, [N], E)`.
+        local_log_tails: What `log q` gains there with heavy tails.
+    """
+
+    samples: dict[str, Array]
+    log_weights: Array
+    log_tails: Array
+    local_log_weights: Array
+    local_log_tails: Array
 
 
 @eqx.filter_jit
@@ -144,68 +182,89 @@ def _draw(
     call: Call,
     observations: Mapping[str, Array],
     true_sizes: Mapping[str, Array],
-    num_samples: int,
-    num_local: int,
+    heavy: Array,
+    heavy_local: Array,
     batch_dims: int,
     rng_key: Array,
-) -> tuple[dict[str, Array], Array, Array]:
-    """Draws, global log weights `(S, [N])` and local log weights `(K, S, [N], E)`.
-
-    Global sites have shape `(S, [N], ...)`, local ones `(K, S, [N], ...)`.
-    """
+) -> _Draws:
     structure = guide.structure
     shared = structure.local_plates()
     is_local = _are_local(structure)
 
-    def one_draw(key: Array, data: Mapping[str, Array]) -> tuple[dict[str, Array], Array, Array]:
-        first, _ = guide.draw(params, *call, data, true_sizes=true_sizes, rng_key=key)
-        fixed = {name: value for name, value in first.items() if not is_local[name]}
-        own_call = guide.call_values(*call, data, true_sizes=true_sizes)
+    def split(
+        log_densities: Iterable[tuple[str, Array]], own_call: CallValues
+    ) -> tuple[Array, Array]:
+        parts = [
+            split_density(structure, name, density, shared, own_call)
+            for name, density in log_densities
+        ]
+        whole = jnp.sum(jnp.stack([part for part, _ in parts]))
+        elements = jnp.broadcast_arrays(*(part for _, part in parts))
+        return whole, jnp.sum(jnp.stack(elements), axis=0)
 
-        def one_local(own: Array) -> tuple[dict[str, Array], Array, Array]:
-            latents, log_q = guide.draw(
-                params, *call, data, given=fixed, true_sizes=true_sizes, rng_key=own
+    def one_draw(key: Array, is_heavy: Array, data: Mapping[str, Array]) -> _Draws:
+        first = guide.draw(
+            params, *call, data, true_sizes=true_sizes, is_heavy=is_heavy, rng_key=key
+        )
+        fixed = {name: value for name, value in first.values.items() if not is_local[name]}
+        own_call = guide.call_values(*call, data, true_sizes=true_sizes)
+        global_tails = [(name, first.log_tails[name]) for name in fixed]
+
+        def one_local(own: Array, is_heavy: Array) -> _Draws:
+            second = guide.draw(
+                params,
+                *call,
+                data,
+                given=fixed,
+                true_sizes=true_sizes,
+                is_heavy=is_heavy,
+                rng_key=own,
             )
             model = model_at(guide.model, params)
-            log_p = log_joint_of_present(model, structure, *call, latents, data, 0)
-            weights = [
-                split_density(structure, name, density, shared, own_call)
-                for name, density in [*log_p.items(), *((n, -d) for n, d in log_q.items())]
-            ]
-            whole = jnp.sum(jnp.stack([part for part, _ in weights]))
-            elements = jnp.broadcast_arrays(*(part for _, part in weights))
-            return latents, whole, jnp.sum(jnp.stack(elements), axis=0)
+            log_p = log_joint_of_present(model, structure, *call, second.values, data, 0)
+            log_q = ((name, -density) for name, density in second.log_probs.items())
+            whole, elements = split([*log_p.items(), *log_q], own_call)
+            whole_tail, tail = split([*global_tails, *second.log_tails.items()], own_call)
+            tail = jnp.broadcast_to(tail, elements.shape)
+            return _Draws(second.values, whole, whole_tail, elements, tail)
 
-        keys = jax.random.split(jax.random.fold_in(key, 1), num_local)
-        latents, whole, elements = jax.vmap(one_local)(keys)
-        latents = {name: value if is_local[name] else value[0] for name, value in latents.items()}
-        return latents, whole[0], elements
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(heavy_local))
+        draws = jax.vmap(one_local)(keys, heavy_local)
+        samples = {
+            name: value if is_local[name] else value[0] for name, value in draws.samples.items()
+        }
+        return draws._replace(
+            samples=samples, log_weights=draws.log_weights[0], log_tails=draws.log_tails[0]
+        )
 
-    def one_data_set(
-        data: Mapping[str, Array], key: Array
-    ) -> tuple[dict[str, Array], Array, Array]:
-        rows = num_local * max(_num_elements(guide, data), 1)
+    def one_data_set(data: Mapping[str, Array], key: Array) -> _Draws:
+        rows = len(heavy_local) * max(_num_elements(guide, data), 1)
         return jax.lax.map(
-            lambda own: one_draw(own, data),
-            jax.random.split(key, num_samples),
+            lambda row: one_draw(row[0], row[1], data),
+            (jax.random.split(key, len(heavy)), heavy),
             batch_size=max(ROWS_AT_ONCE // rows, 1),
         )
 
     if batch_dims:
         num = len(next(iter(observations.values())))
-        draws, whole, elements = jax.lax.map(
+        draws = jax.lax.map(
             lambda row: one_data_set(*row), (dict(observations), jax.random.split(rng_key, num))
         )
-        move = lambda value: jnp.moveaxis(value, 0, 1)  # noqa: E731 (S before N)
-        draws, whole, elements = jax.tree.map(move, (draws, whole, elements))
+        draws = jax.tree.map(lambda value: jnp.moveaxis(value, 0, 1), draws)  # S before N
     else:
-        draws, whole, elements = one_data_set(observations, rng_key)
-    local_axis = 1 + batch_dims
-    draws = {
-        name: jnp.moveaxis(value, local_axis, 0) if is_local[name] else value
-        for name, value in draws.items()
-    }
-    return draws, whole, jnp.moveaxis(elements, local_axis, 0)
+        draws = one_data_set(observations, rng_key)
+
+    def local_first(value: Array) -> Array:
+        return jnp.moveaxis(value, 1 + batch_dims, 0)
+
+    return draws._replace(
+        samples={
+            name: local_first(value) if is_local[name] else value
+            for name, value in draws.samples.items()
+        },
+        local_log_weights=local_first(draws.local_log_weights),
+        local_log_tails=local_first(draws.local_log_tails),
+    )
 
 
 def _are_local(structure: ModelStructure) -> dict[str, bool]:

@@ -264,6 +264,7 @@ class Posterior:
         num_samples: int = 4000,
         *,
         num_local_samples: int = 16,
+        defensive_fraction: float = 0.1,
         rng_key: Array | None = None,
     ) -> ImportanceSamples:
         """Draw from the guide and weigh the draws by the model's joint density.
@@ -273,19 +274,31 @@ class Posterior:
         Args:
             num_samples: Number of draws of the global latents.
             num_local_samples: Draws of the local latents for each of them.
+            defensive_fraction: Fraction of the draws, global and local, whose noise is Student-t
+                in place of normal; the weights are those of the mixture, so that light tails of
+                the guide do no harm. With 0 all are the guide's own.
             rng_key: Key of the draws; `jax.random.key(0)` if None.
 
         Returns:
             Weighted draws with ESS fraction, Pareto k-hat and log evidence.
 
+        Raises:
+            ValueError: If a number or fraction is out of range.
+
         References:
-            Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646.
+            Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646; Hesterberg (1995),
+            Weighted average importance sampling and defensive mixture distributions,
+            Technometrics 37.
         """
         if num_local_samples < 1:
             raise ValueError(f"num_local_samples: expected at least 1, got {num_local_samples}")
+        if not 0 <= defensive_fraction < 1:
+            raise ValueError(
+                f"defensive_fraction: expected at least 0 and below 1, got {defensive_fraction}"
+            )
         key = jax.random.key(0) if rng_key is None else rng_key
         weighted = self._conditioned.importance_sample(
-            _positive(num_samples), num_local_samples, key
+            _positive(num_samples), num_local_samples, defensive_fraction, key
         )
         weighted.samples.update(
             {

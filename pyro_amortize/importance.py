@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -76,6 +76,7 @@ def importance_samples(
     observations: Mapping[str, Tensor],
     num_samples: int,
     num_local_samples: int,
+    defensive_fraction: float,
     batch_dims: int,
 ) -> ImportanceSamples:
     """Draw from the guide and weigh the draws by the model's joint density.
@@ -86,12 +87,17 @@ def importance_samples(
     on an extended space, so the weights stay exact, and they do not degenerate with the
     number of elements.
 
+    The last draws, of the globals and of the locals for each of them, have noise with heavy
+    tails, and all are weighed by the density of the mixture: tails of the guide that are too
+    light then cost little. How many is fixed beforehand; that is unbiased too.
+
     Args:
         guide: The guide.
         call: Arguments of the model.
         observations: Data by site, with `batch_dims` (0 or 1) leading axes.
         num_samples: Number of draws of the global latents.
         num_local_samples: Number of draws of the local latents for each.
+        defensive_fraction: Fraction of draws with heavy tails, rounded down.
         batch_dims: Number of leading axes of data sets.
 
     Returns:
@@ -101,21 +107,60 @@ def importance_samples(
     shared = structure.local_plates()
     own_call = guide.call_values(*call, observations, batch_dims)
     num_local = num_local_samples if shared else 1
-    draws, global_weights, local_weights = _draw(
-        guide, call, observations, num_samples, num_local, batch_dims
+    heavy, heavy_local = (
+        np.arange(num) >= num - int(defensive_fraction * num) for num in (num_samples, num_local)
     )
-    log_weights = global_weights.cpu().numpy().astype(float)
-    samples = {name: value.cpu().numpy() for name, value in draws.items()}
+    draws = _draw(
+        guide,
+        call,
+        observations,
+        torch.from_numpy(heavy),
+        torch.from_numpy(heavy_local),
+        batch_dims,
+    )
+    log_weights, log_tails, local, local_tails = (
+        part.cpu().numpy().astype(float) for part in draws[1:]
+    )
+    own = log_weights[~heavy]
+    log_weights = log_weights - _mixture(log_tails, heavy)
+    samples = {name: value.cpu().numpy() for name, value in draws.samples.items()}
     if shared:
         seed = int(torch.randint(2**31, ()))
-        local = local_weights.cpu().numpy().astype(float)
+        own = marginalise_local_weights(own, local[~heavy_local][:, ~heavy])
+        local = local - _mixture(local_tails, heavy_local)
         log_weights = marginalise_local_weights(log_weights, local)
         chosen = choose_local_draws(local, np.random.default_rng(seed))
         for site in structure.latents:
             if structure.is_over(site, shared):
                 value = samples[site.name]
                 samples[site.name] = _keep(structure, site, value, chosen, shared, own_call)
-    return ImportanceSamples(samples, log_weights, importance_summary(log_weights))
+    return ImportanceSamples(samples, log_weights, importance_summary(log_weights, own))
+
+
+def _mixture(log_tails: np.ndarray, heavy: np.ndarray) -> np.ndarray:
+    """`log q_mixture - log q` from `log q_heavy - log q`."""
+    fraction = heavy.mean()
+    if fraction == 0:
+        return np.zeros_like(log_tails)
+    return np.logaddexp(np.log1p(-fraction), np.log(fraction) + log_tails)
+
+
+class _Draws(NamedTuple):
+    """Draws from the guide, of which some have heavy tails, and parts of their weights.
+
+    Args:
+        samples: Global sites `(S, [N], ...)`, local ones `(K, S, [N], ...)`.
+        log_weights: `log p - log q` of all that is global, `(S, [N])`.
+        log_tails: What `log q` gains there with heavy tails.
+        local_log_weights: `log p - log q` of each plate element, `(K, S, [N], E)`.
+        local_log_tails: What `log q` gains there with heavy tails.
+    """
+
+    samples: dict[str, Tensor]
+    log_weights: Tensor
+    log_tails: Tensor
+    local_log_weights: Tensor
+    local_log_tails: Tensor
 
 
 @torch.no_grad()
@@ -123,61 +168,59 @@ def _draw(
     guide: AmortizedGuide,
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
     observations: Mapping[str, Tensor],
-    num_samples: int,
-    num_local: int,
+    heavy: Tensor,
+    heavy_local: Tensor,
     batch_dims: int,
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Draws, global log weights `(S, [N])` and local log weights `(K, S, [N], E)`.
-
-    Global sites have shape `(S, [N], ...)`, local ones `(K, S, [N], ...)`. All draws are made
-    in blocks of rows that fit in memory.
-    """
-    structure = guide.structure
+) -> _Draws:
+    """All draws, in blocks of rows that fit in memory."""
     data_rows = sum(value.numel() for value in observations.values())
-    block = max(ROWS_AT_ONCE // (num_local * data_rows), 1)
-    names = [site.name for site in structure.latents]
-    is_local = _are_local(structure)
+    block = max(ROWS_AT_ONCE // (len(heavy_local) * data_rows), 1)
     parts = [
-        _draw_block(
-            guide, call, observations, min(block, num_samples - first), num_local, batch_dims
-        )
-        for first in range(0, num_samples, block)
+        _draw_block(guide, call, observations, rows, heavy_local, batch_dims)
+        for rows in torch.split(heavy, block)
     ]
-    draws = {
-        name: torch.cat([part[0][name] for part in parts], 1 if is_local[name] else 0)
-        for name in names
+    samples, *weights = zip(*parts, strict=True)
+    joined = {
+        name: torch.cat([part[name] for part in samples], 1 if local else 0)
+        for name, local in _are_local(guide.structure).items()
     }
-    return draws, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts], 1)
+    return _Draws(
+        joined, *(torch.cat(part, axis) for part, axis in zip(weights, (0, 0, 1, 1), strict=True))
+    )
 
 
 def _draw_block(
     guide: AmortizedGuide,
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
     observations: Mapping[str, Tensor],
-    num_samples: int,
-    num_local: int,
+    heavy: Tensor,
+    heavy_local: Tensor,
     batch_dims: int,
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+) -> _Draws:
     structure = guide.structure
     shared = structure.local_plates()
     is_local = _are_local(structure)
-    first, _ = guide.draw(*call, observations, num_samples=num_samples, batch_dims=batch_dims)
-    fixed = {name: value for name, value in first.items() if not is_local[name]}
+    num_samples, num_local = len(heavy), len(heavy_local)
+    first = guide.draw(
+        *call, observations, num_samples=num_samples, batch_dims=batch_dims, is_heavy=heavy
+    )
+    fixed = {name: value for name, value in first.values.items() if not is_local[name]}
     repeated = {
         name: value.expand(num_samples, *value.shape) for name, value in observations.items()
     }
-    latents, log_q = guide.draw(
+    second = guide.draw(
         *call,
         {name: value[None] for name, value in observations.items()} if fixed else repeated,
         num_samples=num_local,
         batch_dims=1 + batch_dims,
         given=fixed,
+        is_heavy=heavy_local,
     )
     batch = (num_local, num_samples, *next(iter(observations.values())).shape[:batch_dims])
     values = {
         name: value.expand(*batch, *value.shape[len(batch) :])
         for name, value in {
-            **latents,
+            **second.values,
             **{name: value[None] for name, value in repeated.items()},
         }.items()
     }
@@ -185,20 +228,28 @@ def _draw_block(
         guide.model,
         structure,
         *call,
-        {name: values[name] for name in latents},
+        {name: values[name] for name in second.values},
         {name: values[name] for name in observations},
         len(batch),
         is_vectorized=guide.is_vectorized,
     )
     own_call = guide.call_values(*call, observations, batch_dims)
-    weights = [
-        split_density(structure, name, density, shared, own_call, len(batch))
-        for name, density in [*log_p.items(), *((name, -part) for name, part in log_q.items())]
-    ]
-    whole = torch.stack(torch.broadcast_tensors(*(part for part, _ in weights))).sum(0)
-    elements = torch.stack(torch.broadcast_tensors(*(part for _, part in weights))).sum(0)
-    draws = {name: values[name] if local else values[name][0] for name, local in is_local.items()}
-    return draws, whole[0], elements
+
+    def split(log_densities: Iterable[tuple[str, Tensor]]) -> tuple[Tensor, Tensor]:
+        parts = [
+            split_density(structure, name, density, shared, own_call, len(batch))
+            for name, density in log_densities
+        ]
+        whole = torch.stack(torch.broadcast_tensors(*(part for part, _ in parts))).sum(0)
+        elements = torch.stack(torch.broadcast_tensors(*(part for _, part in parts))).sum(0)
+        return whole[0], elements
+
+    log_q = ((name, -density) for name, density in second.log_probs.items())
+    whole, elements = split([*log_p.items(), *log_q])
+    global_tails = ((name, first.log_tails[name][None]) for name in fixed)
+    whole_tail, tail = split([*global_tails, *second.log_tails.items()])
+    samples = {name: values[name] if local else values[name][0] for name, local in is_local.items()}
+    return _Draws(samples, whole, whole_tail, elements, tail.expand_as(elements))
 
 
 def _are_local(structure: ModelStructure) -> dict[str, bool]:

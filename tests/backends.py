@@ -141,6 +141,14 @@ class NumPyroHost:
     def importance_sample(self, posterior, num, seed=0, **options):
         return posterior.importance_sample(num, rng_key=self.key(seed), **options)
 
+    def draw_with_tails(self, loc, scale, num, is_heavy):
+        """Draws of a host's normal, all with heavy tails or none."""
+        normal = importlib.import_module("numpyro.distributions").Normal(loc, scale)
+        draw = self.module("densities.tails").draw_with_tails
+        keys = self._jax.random.split(self.key(0), num)
+        drawn = self._jax.vmap(lambda key: draw(normal, key, is_heavy))(keys)
+        return [numpy_tree(part) for part in drawn]
+
     def to_datatree(self, posterior, num, seed=0, **options):
         return posterior.to_datatree(num, rng_key=self.key(seed), **options)
 
@@ -318,6 +326,14 @@ class PyroHost:
     def importance_sample(self, posterior, num, seed=0, **options):
         self.seed(seed)
         return posterior.importance_sample(num, **options)
+
+    def draw_with_tails(self, loc, scale, num, is_heavy):
+        """Draws of a host's normal, all with heavy tails or none."""
+        self.seed(0)
+        normal = importlib.import_module("pyro.distributions").Normal(loc, scale).expand([num])
+        flags = self._torch.full((num,), is_heavy)
+        drawn = self.module("densities.tails").draw_with_tails(normal, flags)
+        return [numpy_tree(part) for part in drawn]
 
     def to_datatree(self, posterior, num, seed=0, **options):
         self.seed(seed)

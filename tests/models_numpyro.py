@@ -189,6 +189,12 @@ def positive_location(y=None):
         numpyro.sample("y", dist.Normal(tau, 1.0), obs=y)
 
 
+def laplace_location(y=None):
+    """A posterior with tails as heavy as those of the prior."""
+    z = numpyro.sample("z", dist.Laplace(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(z, 10.0), obs=y)
+
+
 def parameter_location(y=None):
     """The scale of the prior is a parameter."""
     scale = numpyro.param("scale", jnp.array(2.0), constraint=constraints.positive)

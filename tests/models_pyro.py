@@ -189,6 +189,12 @@ def positive_location(y=None):
         pyro.sample("y", dist.Normal(tau, 1.0), obs=y)
 
 
+def laplace_location(y=None):
+    """A posterior with tails as heavy as those of the prior."""
+    z = pyro.sample("z", dist.Laplace(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z, 10.0), obs=y)
+
+
 def parameter_location(y=None):
     """The scale of the prior is a parameter."""
     scale = pyro.param("scale", torch.tensor(2.0), constraint=constraints.positive)

@@ -141,12 +141,16 @@ class FlowDistribution(dist.Distribution):
         self, key: Array, sample_shape: tuple[int, ...] = ()
     ) -> tuple[Array, list[Any]]:
         """Draws, and their log density as the one intermediate."""
-        value = jax.random.normal(key, self.shape(sample_shape))
-        log_prob = _standard_normal(value)
+        value, log_prob = self.from_noise(jax.random.normal(key, self.shape(sample_shape)))
+        return value, [log_prob]
+
+    def from_noise(self, noise: Array) -> tuple[Array, Array]:
+        """Coordinates whose noise is given, and their log density in nats."""
+        value, log_prob = noise, _standard_normal(noise)
         for step in reversed(self.steps):
             value, log_det = step.from_noise(value)
             log_prob = log_prob + log_det
-        return value, [log_prob]
+        return value, log_prob
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
         """Log density in nats, shape `(*batch,)`."""
@@ -157,6 +161,29 @@ class FlowDistribution(dist.Distribution):
             value, log_det = step.to_noise(value)
             total = total + log_det
         return _standard_normal(value) + total
+
+
+def as_flow(density: Any) -> FlowDistribution | None:
+    """A density as a flow from standard normal noise, or None if its noise is another."""
+    if isinstance(density, FlowDistribution):
+        return density
+    if isinstance(density, dist.Independent) and isinstance(density.base_dist, dist.Normal):
+        step = _Standardise(density.base_dist.loc, density.base_dist.scale)
+        return FlowDistribution([step], density.batch_shape, density.event_shape[0])
+    return None
+
+
+class _Standardise:
+    """The step of a diagonal normal."""
+
+    def __init__(self, loc: Array, scale: Array) -> None:
+        self.loc, self.scale = loc, scale
+
+    def to_noise(self, coordinates: Array) -> tuple[Array, Array]:
+        return (coordinates - self.loc) / self.scale, -jnp.sum(jnp.log(self.scale), axis=-1)
+
+    def from_noise(self, noise: Array) -> tuple[Array, Array]:
+        return self.loc + self.scale * noise, -jnp.sum(jnp.log(self.scale), axis=-1)
 
 
 def _standard_normal(noise: Array) -> Array:
@@ -218,12 +245,21 @@ class SiteDistribution(dist.Distribution):
         """Draws, and their log density as the one intermediate."""
         coordinates, inner = self.base.sample_with_intermediates(key, sample_shape)
         log_prob = self.base.log_prob(coordinates, *([inner] if inner else []))
+        value, log_prob = self.from_coordinates(coordinates, log_prob)
+        return value, [log_prob]
+
+    def from_coordinates(self, coordinates: Array, log_prob: Array) -> tuple[Array, Array]:
+        """Values on the support and their log density, from coordinates and theirs."""
         value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
         log_prob = log_prob - jnp.sum(jnp.log(self.scale), axis=-1) - log_det
         value = self._natural(value, len(self.event_shape))
         if self.site.support.is_discrete:
             value = value.astype(value_dtype(self.site.support))
-        return value, [self._natural(self._spread(log_prob), 0)]
+        return value, self.per_element(log_prob)
+
+    def per_element(self, log_prob: Array) -> Array:
+        """A term of the log density of one event as the host lays it out."""
+        return self._natural(self._spread(log_prob), 0)
 
     def log_prob(self, value: Array, intermediates: list[Any] | None = None) -> Array:
         """Log density in the constrained space in nats, shape `(*batch,)`."""
@@ -234,7 +270,7 @@ class SiteDistribution(dist.Distribution):
         coordinates, log_det = pack(self.structure, self.site, value, batch_dims)
         log_prob = self.base.log_prob((coordinates - self.loc) / self.scale)
         log_prob = log_prob - jnp.sum(jnp.log(self.scale), axis=-1) - log_det
-        return self._natural(self._spread(log_prob), 0)
+        return self.per_element(log_prob)
 
     def _natural(self, value: Array, event_dim: int) -> Array:
         return natural(value, self.structure, self.site, event_dim)

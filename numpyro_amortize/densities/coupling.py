@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from numpyro_amortize.densities.base import FlowDistribution
+from numpyro_amortize.densities.base import FlowDistribution, as_flow
 from numpyro_amortize.networks import StackedMLP, positive
 
 
@@ -75,8 +75,8 @@ class RankOneCoupling(eqx.Module):
         Returns:
             The coupled density; the given one if its noise cannot be reached.
         """
-        steps = _steps(density)
-        if steps is None:
+        flow = as_flow(density)
+        if flow is None:
             return density
         step = _RankOne(
             positive(self.weights(context, index)),
@@ -84,7 +84,7 @@ class RankOneCoupling(eqx.Module):
             tuple(axes),
             present,
         )
-        return FlowDistribution([*steps, step], density.batch_shape, density.event_shape[0])
+        return FlowDistribution([*flow.steps, step], flow.batch_shape, flow.event_shape[0])
 
 
 class _RankOne:
@@ -113,25 +113,3 @@ class _RankOne:
     def _stretch(self, noise: Array, factor: Array) -> Array:
         common = jnp.sum(self.weight * noise, axis=self.axes, keepdims=True)
         return noise + (factor - 1) * self.weight * common
-
-
-class _Standardise:
-    """The step of a diagonal normal."""
-
-    def __init__(self, loc: Array, scale: Array) -> None:
-        self.loc, self.scale = loc, scale
-
-    def to_noise(self, coordinates: Array) -> tuple[Array, Array]:
-        return (coordinates - self.loc) / self.scale, -jnp.sum(jnp.log(self.scale), axis=-1)
-
-    def from_noise(self, noise: Array) -> tuple[Array, Array]:
-        return self.loc + self.scale * noise, -jnp.sum(jnp.log(self.scale), axis=-1)
-
-
-def _steps(density: Any) -> Sequence[Any] | None:
-    """Steps from coordinates to standard normal noise, or None."""
-    if isinstance(density, FlowDistribution):
-        return density.steps
-    if isinstance(density, dist.Independent) and isinstance(density.base_dist, dist.Normal):
-        return [_Standardise(density.base_dist.loc, density.base_dist.scale)]
-    return None

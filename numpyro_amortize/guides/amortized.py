@@ -26,6 +26,7 @@ from numpyro_amortize.guides.call import (
     read_observations,
 )
 from numpyro_amortize.guides.chain import Conditionals, build_chain
+from numpyro_amortize.guides.draws import PlainDraws
 from numpyro_amortize.guides.host_plates import HostPlates
 from numpyro_amortize.guides.specifications import (
     check_specifications,
@@ -282,8 +283,9 @@ class AmortizedGuide:
         batch_dims: int = 0,
         given: Mapping[str, Array] | None = None,
         true_sizes: Mapping[str, Any] | None = None,
+        is_heavy: Array | None = None,
         rng_key: Array,
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    ) -> PlainDraws:
         """One draw of the latents per data set, outside any handler.
 
         Args:
@@ -294,35 +296,17 @@ class AmortizedGuide:
             batch_dims: Number of leading axes of data sets.
             given: Values of some latents in place of draws.
             true_sizes: For each padded plate the number of its elements that exist.
+            is_heavy: Whether the noise has heavy tails, a scalar; never if None.
             rng_key: Key of the draw.
 
         Returns:
-            Constrained values, and log densities of shape `(*batch, *plates)` in nats.
+            Constrained `values`, their `log_probs` `(*batch, *plates)` in nats, and for latents
+            that are not given the `log_tails` of `draw_with_tails`.
         """
-        given = given or {}
-        log_probs = {}
-        keys = dict(
-            zip(
-                (site.name for site in self.structure.latents),
-                jax.random.split(rng_key, len(self.structure.latents)),
-                strict=True,
-            )
-        )
-
-        def draw(site: SiteInfo, distribution: dist.Distribution) -> Array:
-            name = site.name
-            if name in given:
-                value, inner = given[name], None
-            else:
-                value, inner = distribution.sample_with_intermediates(keys[name])
-            log_probs[name] = (
-                distribution.log_prob(value, inner) if inner else distribution.log_prob(value)
-            )
-            return value
-
+        draws = PlainDraws(self.structure, given or {}, is_heavy, rng_key)
         call = self.call_values(args, kwargs, observations, batch_dims, true_sizes)
-        latents = self._run(params, args, kwargs, observations, call, batch_dims, draw)
-        return latents, log_probs
+        self._run(params, args, kwargs, observations, call, batch_dims, draws.sample)
+        return draws
 
     def site_log_probs(
         self,
@@ -421,7 +405,7 @@ class AmortizedGuide:
         found = self.find_observations(args, kwargs, observations)
 
         def one(key: Array) -> dict[str, Array]:
-            return self.draw(params, args, kwargs, found, rng_key=key)[0]
+            return self.draw(params, args, kwargs, found, rng_key=key).values
 
         for _ in sample_shape:
             one = jax.vmap(one)

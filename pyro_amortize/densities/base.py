@@ -135,8 +135,15 @@ class FlowDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape `(*sample_shape, *batch, size)`, differentiable."""
-        value = self.steps[0].like(self.shape(sample_shape))
-        log_prob = _standard_normal(value)
+        return self.from_noise(self.noise(sample_shape))
+
+    def noise(self, sample_shape: Any = ()) -> Tensor:
+        """Standard normal noise of shape `(*sample_shape, *batch, size)`."""
+        return self.steps[0].like(self.shape(sample_shape))
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Coordinates whose noise is given; their log density is kept for `log_prob`."""
+        value, log_prob = noise, _standard_normal(noise)
         for step in reversed(self.steps):
             value, log_det = step.from_noise(value)
             log_prob = log_prob + log_det
@@ -152,6 +159,32 @@ class FlowDistribution(TorchDistribution):
             value, log_det = step.to_noise(value)
             total = total + log_det
         return _standard_normal(value) + total
+
+
+def as_flow(density: Any) -> FlowDistribution | None:
+    """A density as a flow from standard normal noise, or None if its noise is another."""
+    if isinstance(density, FlowDistribution):
+        return density
+    if isinstance(density, dist.Independent) and isinstance(density.base_dist, dist.Normal):
+        step = _Standardise(density.base_dist.loc, density.base_dist.scale)
+        return FlowDistribution([step], density.batch_shape, density.event_shape[0])
+    return None
+
+
+class _Standardise:
+    """The step of a diagonal normal."""
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+
+    def like(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+    def to_noise(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        return (coordinates - self.loc) / self.scale, -torch.log(self.scale).sum(-1)
+
+    def from_noise(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loc + self.scale * noise, -torch.log(self.scale).sum(-1)
 
 
 def _standard_normal(noise: Tensor) -> Tensor:
@@ -212,15 +245,16 @@ class SiteDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape `(*sample_shape, *batch, *event)`, constrained, differentiable."""
-        return self._draw(self.base.rsample(sample_shape), sample_shape)
+        return self.from_coordinates(self.base.rsample(sample_shape), sample_shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape `(*sample_shape, *batch, *event)`, constrained."""
         if self.has_rsample:
             return super().sample(sample_shape)
-        return self._draw(self.base.sample(sample_shape), sample_shape)
+        return self.from_coordinates(self.base.sample(sample_shape), sample_shape)
 
-    def _draw(self, coordinates: Tensor, sample_shape: Any) -> Tensor:
+    def from_coordinates(self, coordinates: Tensor, sample_shape: Any = ()) -> Tensor:
+        """Values on the support, from coordinates; their log density is kept for `log_prob`."""
         log_prob = self.base.log_prob(coordinates)
         value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
         log_prob = log_prob - torch.log(self.scale).sum(-1) - log_det
@@ -228,7 +262,7 @@ class SiteDistribution(TorchDistribution):
         if self.site.support.is_discrete:
             value = value.to(value_dtype(self.site.support))
         batch_dims = len(torch.Size(sample_shape)) + len(self.batch_shape)
-        self._drawn = value, self._trimmed(self._spread(log_prob), batch_dims)
+        self._drawn = value, self.per_element(log_prob, batch_dims)
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -240,16 +274,13 @@ class SiteDistribution(TorchDistribution):
         coordinates, log_det = pack(self.structure, self.site, value, batch_dims)
         log_prob = self.base.log_prob((coordinates - self.loc) / self.scale)
         log_prob = log_prob - torch.log(self.scale).sum(-1) - log_det
-        return self._trimmed(self._spread(log_prob), max(plate_dims, len(self.batch_shape)))
+        return self.per_element(log_prob, max(plate_dims, len(self.batch_shape)))
 
-    def _spread(self, log_prob: Tensor) -> Tensor:
+    def per_element(self, log_prob: Tensor, num_dims: int) -> Tensor:
+        """A term of the log density of one event, as the host lays it out in so many axes."""
         for plate in self.site.event_plates:
             info = self.structure.plates[plate]
             log_prob = torch.repeat_interleave(log_prob / info.size, info.size, dim=info.dim)
-        return log_prob
-
-    @staticmethod
-    def _trimmed(log_prob: Tensor, num_dims: int) -> Tensor:
         return log_prob.reshape(log_prob.shape[max(log_prob.ndim - num_dims, 0) :])
 
 

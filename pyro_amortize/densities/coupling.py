@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_amortize.densities.base import FlowDistribution
+from pyro_amortize.densities.base import FlowDistribution, as_flow
 from pyro_amortize.networks import StackedMLP, positive
 
 
@@ -66,15 +65,15 @@ class RankOneCoupling(nn.Module):
         Returns:
             The coupled density; the given one if its noise cannot be reached.
         """
-        steps = _steps(density)
-        if steps is None:
+        flow = as_flow(density)
+        if flow is None:
             return density
         step = _RankOne(
             positive(self.weights(context, index)),
             positive(self.strengths(common, index)),
             tuple(axes),
         )
-        return FlowDistribution([*steps, step], density.batch_shape, density.event_shape[0])
+        return FlowDistribution([*flow.steps, step], flow.batch_shape, flow.event_shape[0])
 
 
 class _RankOne:
@@ -100,28 +99,3 @@ class _RankOne:
     def _stretch(self, noise: Tensor, factor: Tensor) -> Tensor:
         common = (self.weight * noise).sum(self.axes, keepdim=True)
         return noise + (factor - 1) * self.weight * common
-
-
-class _Standardise:
-    """The step of a diagonal normal."""
-
-    def __init__(self, loc: Tensor, scale: Tensor) -> None:
-        self.loc, self.scale = loc, scale
-
-    def like(self, shape: torch.Size) -> Tensor:
-        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-
-    def to_noise(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
-        return (coordinates - self.loc) / self.scale, -torch.log(self.scale).sum(-1)
-
-    def from_noise(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return self.loc + self.scale * noise, -torch.log(self.scale).sum(-1)
-
-
-def _steps(density: Any) -> Sequence[Any] | None:
-    """Steps from coordinates to standard normal noise, or None."""
-    if isinstance(density, FlowDistribution):
-        return density.steps
-    if isinstance(density, dist.Independent) and isinstance(density.base_dist, dist.Normal):
-        return [_Standardise(density.base_dist.loc, density.base_dist.scale)]
-    return None

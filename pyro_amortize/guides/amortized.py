@@ -19,13 +19,14 @@ from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
+from pyro_amortize.guides.draws import PlainDraws
 from pyro_amortize.guides.host_plates import HostPlates
 from pyro_amortize.guides.specifications import (
     check_specifications,
     resolve_densities,
     resolve_specifications,
 )
-from pyro_amortize.layout import align, natural, pack_moments
+from pyro_amortize.layout import pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
 from pyro_amortize.obs_mask import JoinedModel, keep_constants
 from pyro_amortize.reading import Parents, read_structure
@@ -335,7 +336,8 @@ class AmortizedGuide(PyroModule):
         num_samples: int,
         batch_dims: int = 0,
         given: Mapping[str, Tensor] | None = None,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        is_heavy: Tensor | None = None,
+    ) -> PlainDraws:
         """Draws of the latents for each data set, outside any handler.
 
         Args:
@@ -345,39 +347,20 @@ class AmortizedGuide(PyroModule):
             num_samples: Number of draws, a new leading axis.
             batch_dims: Number of leading axes of data sets.
             given: Values of some latents in place of draws, with `batch_dims` leading axes.
+            is_heavy: Whether the noise of each draw has heavy tails; never if None.
 
         Returns:
-            Constrained values `(num_samples, *batch, *plates, *event)`, and log densities of
-            shape `(num_samples, *batch, *plates)` in nats; of given latents both have a first
-            axis of length 1.
+            Constrained `values` `(num_samples, *batch, *plates, *event)`, their `log_probs`
+            `(num_samples, *batch, *plates)` in nats, and for latents that are not given the
+            `log_tails` of `draw_with_tails`. The first axis of given ones has length 1.
         """
-        structure, log_probs = self.structure, {}
-        nesting = structure.max_plate_nesting
         batch_shape = next(iter((given or observations).values())).shape[:batch_dims]
         sizes = self.call_values(args, kwargs, observations, batch_dims).sizes
-
-        def draw(site: SiteInfo, distribution: Any) -> Tensor:
-            event_dim = len(site.event_shape)
-            if given and site.name in given:
-                value = align(given[site.name], nesting, event_dim, batch_dims)[None]
-            else:
-                shape = [1] * nesting
-                for plate in (*site.plates, *site.event_plates):
-                    info = structure.plates[plate]
-                    shape[info.dim] = sizes.get(plate, info.size)
-                value = distribution.expand(torch.Size((num_samples, *batch_shape, *shape)))()
-            log_probs[site.name] = distribution.log_prob(value)
-            return value
-
-        latents = self._run(args, kwargs, observations, batch_dims, draw)
-        sites = {name: structure.site(name) for name in latents}
-        return (
-            {
-                name: natural(value, structure, sites[name], len(sites[name].event_shape))
-                for name, value in latents.items()
-            },
-            {name: natural(value, structure, sites[name], 0) for name, value in log_probs.items()},
+        draws = PlainDraws(
+            self.structure, sizes, (num_samples, *batch_shape), given or {}, is_heavy
         )
+        self._run(args, kwargs, observations, batch_dims, draws.sample)
+        return draws
 
     def site_log_probs(
         self,

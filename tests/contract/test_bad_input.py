@@ -319,6 +319,10 @@ def test_numbers_below_one(host, amortized, num):
         posterior.importance_sample(num)
     with pytest.raises(ValueError, match=f"num_local_samples: expected at least 1, got {num}"):
         posterior.importance_sample(10, num_local_samples=num)
+    with pytest.raises(
+        ValueError, match="defensive_fraction: expected at least 0 and below 1, got"
+    ):
+        posterior.importance_sample(10, defensive_fraction=1 - num)
     with pytest.raises(ValueError, match=f"num_simulations: expected at least 1, got {num}"):
         host.package.simulate(model, num)
     with pytest.raises(ValueError, match=f"num_simulations: expected at least 1, got {num}"):

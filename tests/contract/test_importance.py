@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from scipy.special import logsumexp
-from scipy.stats import halfcauchy, lognorm, norm
+from scipy.stats import halfcauchy, kstest, laplace, lognorm, norm
+from scipy.stats import t as student
 
 from amortize_diagnostics import importance_summary
 
@@ -51,7 +52,7 @@ def test_weights_for_one_and_for_many_data_sets(host, name, family):
     amortized = host.scrambled(model, guide, *args, scale=0.02)
     site = options["observed"]
     posterior = amortized.at(*args, **{site: host.array(data)})
-    weighted = host.importance_sample(posterior, 600, num_local_samples=8)
+    weighted = host.importance_sample(posterior, 600, num_local_samples=8, defensive_fraction=0)
     draws = weighted.samples
     latents = [latent.name for latent in guide.structure.latents]
     assert weighted.log_weights.shape == (600,)
@@ -88,9 +89,12 @@ def test_local_latents_marginalised_are_no_worse_than_joint(host):
 
 
 def assert_evidence(host, posterior, exact):
-    summary = host.importance_sample(posterior, 4000).summary
-    assert summary.log_evidence_se < 0.1
-    assert abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se
+    for fraction in (0.1, 0.5):
+        summary = host.importance_sample(posterior, 4000, defensive_fraction=fraction).summary
+        assert summary.log_evidence_se < 0.1
+        assert abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se
+        assert summary.num_draws == 4000
+        assert summary.num_guide_draws == 4000 - 4000 * fraction
 
 
 def test_constrained_global_and_local_latents_with_a_normal_density(host):
@@ -144,3 +148,31 @@ def test_factor_sites_are_no_data(host):
     posterior = host.untrained(model, host.guide(model, observed="y")).at(host.array(np.array(0.7)))
     assert list(posterior.observations) == ["y"]
     assert_evidence(host, posterior, exact)
+
+
+def test_defensive_draws_mend_light_tails(host):
+    """The posterior has exponential tails over ten standard deviations, the guide is normal."""
+    model = host.models.laplace_location
+    guide = host.guide(model, observed="y", densities=host.package.NormalDensity(hidden_dims=(8,)))
+    posterior = host.untrained(model, guide).at(y=host.array(np.array(0.3)))
+    z = np.linspace(-100, 100, 200_001)
+    exact = logsumexp(laplace.logpdf(z) + norm.logpdf(0.3, z, 10)) + np.log(0.001)
+    own = host.importance_sample(posterior, 10_000, defensive_fraction=0).summary
+    assert own.guide_ess_fraction == own.ess_fraction
+    defended = host.importance_sample(posterior, 10_000, defensive_fraction=0.2).summary
+    assert defended.khat < min(own.khat - 0.1, 0.5)
+    assert abs(defended.log_evidence - exact) < 4 * defended.log_evidence_se
+    # The guide's own draws are not judged better than they are.
+    assert defended.guide_ess_fraction < defended.ess_fraction
+
+
+@pytest.mark.parametrize("is_heavy", [True, False])
+def test_noise_is_normal_or_student(host, is_heavy):
+    loc, scale = 1.0, 2.0
+    value, log_prob, log_tail = host.draw_with_tails(loc, scale, 4000, is_heavy)
+    noise = (value - loc) / scale
+    expected = student(5) if is_heavy else norm
+    assert kstest(noise, expected.cdf).pvalue > 1e-3
+    np.testing.assert_allclose(log_prob, norm.logpdf(value, loc, scale), rtol=1e-5, atol=1e-5)
+    ratio = student.logpdf(noise, 5) - norm.logpdf(noise)
+    np.testing.assert_allclose(log_tail, ratio, rtol=1e-4, atol=1e-4)

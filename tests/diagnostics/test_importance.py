@@ -48,6 +48,18 @@ def test_rounding_of_float32_densities_does_not_spoil_an_exact_posterior(rng):
     assert np.exp(smoothed).sum() == pytest.approx(1.0)
 
 
+def test_draws_added_to_the_guides_own_do_not_improve_its_verdict(rng):
+    own = weights_of_scaled_normal(rng, 0.2, 4000)
+    draws = np.concatenate([0.2 * rng.normal(size=4000), 2 * rng.normal(size=4000)])
+    mixture = np.logaddexp(norm.logpdf(draws, scale=0.2), norm.logpdf(draws, scale=2)) - np.log(2)
+    summary = importance_summary(norm.logpdf(draws) - mixture, own)
+    assert summary.ess_fraction > 0.3
+    assert summary.guide_ess_fraction == importance_summary(own).ess_fraction
+    assert summary.num_guide_draws == 4000
+    assert "poor (ESS fraction" in str(summary)
+    assert "of 4000 draws" in str(summary)
+
+
 def test_log_evidence_is_within_its_standard_error(rng):
     weights = np.stack([weights_of_scaled_normal(rng, 1.5, 4000) - 7.0 for _ in range(200)], 1)
     summary = importance_summary(weights)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.catalogue import GAUSSIAN
-from tests.contract import test_spline, test_supports, test_traps
+from tests.contract import test_importance, test_spline, test_supports, test_traps
 from tests.problems import PROBLEMS
 from tests.statistical import test_expected_gap as gaps
 
@@ -150,3 +150,12 @@ def test_off_by_one_bin_of_the_spline(host, monkeypatch):
 
     monkeypatch.setattr(flow, "_bins", shifted)
     assert is_red(check, host, np.random.default_rng(0))
+
+
+def test_defensive_draws_weighed_as_the_guides_own(host, monkeypatch):
+    """Red: the evidence of a model whose posterior has heavy tails."""
+    check = test_importance.test_defensive_draws_mend_light_tails
+    assert not is_red(check, host)
+    module = host.module("importance")
+    monkeypatch.setattr(module, "_mixture", lambda log_tails, heavy: 0.0 * log_tails)
+    assert is_red(check, host)

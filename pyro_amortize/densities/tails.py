@@ -1,0 +1,61 @@
+"""Draws with heavier tails than a density's own, for defensive importance sampling."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_amortize.densities.base import SiteDistribution, as_flow
+
+DEGREES = 5  # of freedom of the heavy noise
+
+
+def draw_with_tails(distribution: Any, is_heavy: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """A draw of a site from the guide, or from the guide with Student-t in place of normal noise.
+
+    With `e` the noise of the draw, `log_tail = log t(e) - log N(e)` is what the log density gains
+    where the noise has heavy tails; the density of any mixture of both follows from it.
+
+    Args:
+        distribution: The guide's distribution of a site.
+        is_heavy: Whether the noise is Student-t, for each element of the first batch axis; never
+            if None.
+
+    Returns:
+        The value, its log density in the guide and `log_tail`, both `(*batch,)` in nats. A
+        density without normal noise, such as one of whole numbers, has only its own draws, and
+        `log_tail` is 0.
+    """
+    if isinstance(distribution, SiteDistribution):
+        flow = as_flow(distribution.base)
+        if flow is not None:
+            noise, log_tail = _with_tails(flow.noise(), is_heavy)
+            value = distribution.from_coordinates(flow.from_noise(noise))
+            log_tail = distribution.per_element(log_tail.sum(-1), len(distribution.batch_shape))
+            return value, distribution.log_prob(value), log_tail
+    normal = distribution.base_dist if isinstance(distribution, dist.Independent) else distribution
+    if isinstance(normal, dist.Normal):  # the host's own, from `site_distribution`
+        noise, log_tail = _with_tails(torch.randn_like(normal.loc), is_heavy)
+        value = normal.loc + normal.scale * noise
+        log_tail = log_tail.reshape(*distribution.batch_shape, -1).sum(-1)
+        return value, distribution.log_prob(value), log_tail
+    value = distribution()
+    log_prob = distribution.log_prob(value)
+    return value, log_prob, torch.zeros_like(log_prob)
+
+
+def _with_tails(noise: Tensor, is_heavy: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Normal noise with some of it made heavy, and `log t - log N` of each number of it."""
+    if is_heavy is not None:
+        others = torch.randn((DEGREES, *noise.shape), dtype=noise.dtype, device=noise.device)
+        heavy = noise / torch.sqrt((others**2).mean(0))
+        rows = is_heavy.to(noise.device).reshape(-1, *[1] * (noise.ndim - 1))
+        noise = torch.where(rows, heavy, noise)
+    student = torch.log1p(noise**2 / DEGREES) * (-0.5 * (DEGREES + 1))
+    student = student + math.lgamma((DEGREES + 1) / 2) - math.lgamma(DEGREES / 2)
+    normal = -0.5 * noise**2 + 0.5 * math.log(DEGREES / 2)
+    return noise, student - normal
