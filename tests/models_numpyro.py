@@ -16,7 +16,7 @@ from numpyro.distributions.transforms import (
     OrderedTransform,
 )
 
-from tests.problems import PROBLEMS
+from tests.problems import PROBLEMS, DigitsComponents
 
 _CONJUGATE = PROBLEMS["conjugate_normal"]
 _SCALE = PROBLEMS["normal_unknown_scale"]
@@ -747,6 +747,25 @@ def crossed_effects_flat(row, column, num_rows, num_columns, y=None):
         numpyro.sample("y", dist.Normal(a[row] + b[column], _CROSSED.noise), obs=y)
 
 
+def item_response(num_students, num_items, y=None, *, is_discriminating=True):
+    """Students answer items, right or wrong: the 2PL model, or 1PL with equal discriminations."""
+    students = numpyro.plate("students", num_students, dim=-2)
+    items = numpyro.plate("items", num_items, dim=-1)
+    with items:
+        difficulty = numpyro.sample("difficulty", dist.Normal(0.0, 1.0))
+        discrimination = 1.0
+        if is_discriminating:
+            discrimination = numpyro.sample("discrimination", dist.LogNormal(0.0, 0.5))
+    with students:
+        ability = numpyro.sample("ability", dist.Normal(0.0, 1.0))
+    with students, items:
+        logits = discrimination * (ability - difficulty)
+        numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+
+item_response_1pl = partial(item_response, is_discriminating=False)
+
+
 def grouped_normal(group, num_groups, y=None):
     mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
     tau = numpyro.sample("tau", dist.HalfNormal(1.0))
@@ -934,6 +953,20 @@ def factor_analysis(x=None, num_rows=10, batch_size=10):
     with numpyro.plate("data", num_rows, subsample_size=batch_size) as rows:
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         numpyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
+
+
+_DIGITS = DigitsComponents()
+
+
+def digits_components(x=None, num_rows=_DIGITS.num_rows, batch_size=_DIGITS.num_rows):
+    """Probabilistic principal components of images, whose parameters are learned."""
+    loadings = numpyro.param("loadings", jnp.asarray(_DIGITS.initial_loadings, float))
+    centre = numpyro.param("centre", jnp.asarray(_DIGITS.pixel_means, float))
+    noise = numpyro.param("noise", jnp.array(0.3), constraint=constraints.positive)
+    with numpyro.plate("images", num_rows, subsample_size=batch_size) as rows:
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([len(loadings)]).to_event(1))
+        pixels = dist.Normal(z @ loadings + centre, noise).to_event(1)
+        numpyro.sample("x", pixels, obs=None if x is None else x[rows])
 
 
 def shared_mean(x=None, num_rows=10, batch_size=10):

@@ -16,7 +16,7 @@ from pyro.distributions.transforms import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch.nn.functional import one_hot
 
-from tests.problems import PROBLEMS
+from tests.problems import PROBLEMS, DigitsComponents
 
 _CONJUGATE = PROBLEMS["conjugate_normal"]
 _SCALE = PROBLEMS["normal_unknown_scale"]
@@ -751,6 +751,25 @@ def crossed_effects_flat(row, column, num_rows, num_columns, y=None):
         pyro.sample("y", dist.Normal(a[..., row] + b[..., column], _CROSSED.noise), obs=y)
 
 
+def item_response(num_students, num_items, y=None, *, is_discriminating=True):
+    """Students answer items, right or wrong: the 2PL model, or 1PL with equal discriminations."""
+    students = pyro.plate("students", num_students, dim=-2)
+    items = pyro.plate("items", num_items, dim=-1)
+    with items:
+        difficulty = pyro.sample("difficulty", dist.Normal(0.0, 1.0))
+        discrimination = 1.0
+        if is_discriminating:
+            discrimination = pyro.sample("discrimination", dist.LogNormal(0.0, 0.5))
+    with students:
+        ability = pyro.sample("ability", dist.Normal(0.0, 1.0))
+    with students, items:
+        logits = discrimination * (ability - difficulty)
+        pyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+
+
+item_response_1pl = partial(item_response, is_discriminating=False)
+
+
 def grouped_normal(group, num_groups, y=None):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     tau = pyro.sample("tau", dist.HalfNormal(1.0))
@@ -938,6 +957,20 @@ def factor_analysis(x=None, num_rows=10, batch_size=10):
     with pyro.plate("data", num_rows, subsample_size=batch_size) as rows:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
+
+
+_DIGITS = DigitsComponents()
+
+
+def digits_components(x=None, num_rows=_DIGITS.num_rows, batch_size=_DIGITS.num_rows):
+    """Probabilistic principal components of images, whose parameters are learned."""
+    loadings = pyro.param("loadings", torch.tensor(_DIGITS.initial_loadings, dtype=torch.get_default_dtype()))
+    centre = pyro.param("centre", torch.tensor(_DIGITS.pixel_means, dtype=torch.get_default_dtype()))
+    noise = pyro.param("noise", torch.tensor(0.3), constraint=constraints.positive)
+    with pyro.plate("images", num_rows, subsample_size=batch_size) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(loadings)]).to_event(1))
+        pixels = dist.Normal(z @ loadings + centre, noise).to_event(1)
+        pyro.sample("x", pixels, obs=None if x is None else x[rows])
 
 
 def shared_mean(x=None, num_rows=10, batch_size=10):

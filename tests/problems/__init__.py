@@ -16,6 +16,7 @@ from tests.problems.beta_binomial import BetaBinomial
 from tests.problems.blob_image import BlobImage
 from tests.problems.conjugate_normal import ConjugateNormal
 from tests.problems.crossed_effects import CrossedEffects
+from tests.problems.digits_components import DigitsComponents
 from tests.problems.discrete_joints import (
     MixtureAssignments,
     PoissonCount,
@@ -57,6 +58,7 @@ __all__ = [
     "BlobImage",
     "ConjugateNormal",
     "CrossedEffects",
+    "DigitsComponents",
     "GroupedNormal",
     "HierarchicalNormal",
     "Line",

@@ -1,0 +1,231 @@
+"""The whole contract on every shape of model in `tests/shapes.py`."""
+
+import numpy as np
+import pytest
+
+from tests.backends import host as adapter
+from tests.backends import numpy_tree
+from tests.conftest import require
+from tests.shapes import SHAPES
+
+NUM = 3
+
+
+def small(host, shape):
+    """Small networks, which compile in half the time."""
+    package = host.package
+    embedding = package.PlateEmbedding(feature_dim=4, hidden_dims=(8,), num_rounds=1)
+    if shape.embedding:
+        embedding = getattr(package, shape.embedding)(feature_dim=4, hidden_dims=(8,))
+    return {"embedding": embedding, "densities": package.SplineFlowDensity(hidden_dims=(8,))}
+
+
+class Case:
+    """A guide with random weights for one shape, and joint draws of its model."""
+
+    def __init__(self, host, name):
+        self.host, self.shape = host, SHAPES[name]
+        self.model = getattr(host.models, name)
+        self.kwargs = hosted(host, self.shape.arguments)
+        self.guide = self.new_guide()
+        self.amortized = host.scrambled(
+            self.model, self.guide, scale=self.shape.scale, **self.kwargs
+        )
+        self.structure = self.guide.structure
+        bank = host.simulate(self.model, NUM, kwargs=self.kwargs).sites
+        values = {name: np.asarray(value) for name, value in bank.items()}
+        self.latents = {site.name: values[site.name] for site in self.structure.latents}
+        self.data = {site.name: values[site.name] for site in self.structure.observed}
+
+    def new_guide(self):
+        options = {**self.shape.options, **small(self.host, self.shape)}
+        return self.host.guide(self.model, observed=self.shape.observed, **options)
+
+    def call_with_data(self, row):
+        """Keyword arguments of the model's call with one simulated data set."""
+        data = self.shape.data({name: value[row] for name, value in self.data.items()})
+        return self.kwargs | hosted(self.host, data)
+
+    def site_log_probs(self, call, latents, data):
+        """By latent site, `(NUM, *plates)`."""
+        score = self.guide.site_log_probs
+        latents, data = self.host.arrays(latents), self.host.arrays(data)
+        if self.host.name == "pyro":
+            return numpy_tree(score((), call, latents, data, batch_dims=1))
+        found = score(self.amortized.params, (), call, latents, data, batch_dims=1)
+        return numpy_tree(found)
+
+
+def hosted(host, arguments):
+    return {
+        name: host.array(value) if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def case(request):
+    name, backend = request.param
+    require(backend)
+    return Case(adapter(backend), name)
+
+
+def every_shape(condition=lambda shape, backend: True):
+    cases = [
+        (name, backend)
+        for backend in ("numpyro", "pyro")
+        for name, shape in SHAPES.items()
+        if condition(shape, backend)
+    ]
+    ids = [f"{backend}-{name}" for name, backend in cases]
+    return pytest.mark.parametrize("case", cases, ids=ids, indirect=True)
+
+
+@every_shape()
+def test_densities_of_draws_are_those_of_the_sites(case):
+    host, call = case.host, case.call_with_data(0)
+    posterior = case.amortized.at(**call)
+    draws = host.sample(posterior, NUM)
+    latents = {name: draws[name] for name in case.latents}
+    for name, value in latents.items():
+        assert value.shape == case.latents[name].shape, name
+        assert np.isfinite(value).all(), name
+    total = host.log_prob(posterior, latents)
+    data = {name: np.stack([value[0]] * NUM) for name, value in case.data.items()}
+    parts = case.site_log_probs(call, latents, data)
+    assert set(parts) == set(latents)
+    by_site = sum(part.reshape(NUM, -1).sum(1) for part in parts.values())
+    np.testing.assert_allclose(total, by_site, rtol=1e-4, atol=1e-4)
+    assert np.isfinite(total).all()
+    assert np.isfinite(host.log_joint(posterior, latents)).all()
+
+
+def train(case, objective, call):
+    before = host_weights(case)
+    guide = case.new_guide()
+    amortized = case.host.fit(case.model, guide, objective, kwargs=call, num_steps=2)
+    assert np.isfinite(amortized.history.losses).all()
+    after = case.host.weights(amortized)
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        assert np.isfinite(value).all(), name
+
+
+def host_weights(case):
+    return case.host.weights(case.amortized)
+
+
+@every_shape()
+def test_trains_on_simulations(case):
+    train(case, case.host.package.NPE(4), case.kwargs)
+
+
+@every_shape(lambda shape, backend: not (shape.is_discrete and backend == "numpyro"))
+def test_trains_under_a_bound(case):
+    train(case, case.host.trace_elbo(), case.call_with_data(0))
+
+
+@every_shape()
+def test_saved_and_loaded(case, tmp_path):
+    path = tmp_path / "guide.safetensors"
+    case.amortized.save(path)
+    loaded = case.host.package.AmortizedPosterior.load(path, case.model)
+    assert loaded.guide.structure == case.structure
+    call = case.call_with_data(0)
+    before, after = (
+        case.host.log_prob(amortized.at(**call), case.latents)
+        for amortized in (case.amortized, loaded)
+    )
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+
+
+def axis_of(structure, name, num_axes, plate):
+    """Axis of a plate of a site in arrays of this many axes without events, or None."""
+    is_in = plate in structure.site(name).plates
+    return num_axes + structure.plates[plate].dim if is_in else None
+
+
+def moved_values(structure, values, plate, order):
+    moved = {}
+    for name, value in values.items():
+        axis = axis_of(structure, name, value.ndim - len(structure.site(name).event_shape), plate)
+        moved[name] = value if axis is None else np.take(value, order, axis)
+    return moved
+
+
+def moved_densities(structure, densities, plate, order):
+    moved = {}
+    for name, density in densities.items():
+        axis = axis_of(structure, name, density.ndim, plate)
+        moved[name] = density if axis is None else np.take(density, order, axis)
+    return moved
+
+
+def moved_arguments(case, plate, order):
+    """What rows of a plate carry goes with them; indices into the plate are renumbered."""
+    structure, moved = case.structure, dict(case.shape.arguments)
+    for item in structure.inputs:
+        name = case.shape.computed.get(item.name, item.name)
+        if plate in item.plates:
+            moved[name] = np.take(moved[name], order, item.plates.index(plate))
+    for group in structure.groups:
+        if group.plate == plate:
+            moved[group.name] = np.argsort(order)[moved[group.name]]
+        if group.along == plate:
+            moved[group.name] = moved[group.name][order]
+    for info in structure.missing:
+        axis = axis_of(structure, info.site, moved[info.argument].ndim, plate)
+        if axis is not None:
+            moved[info.argument] = np.take(moved[info.argument], order, axis)
+    return moved
+
+
+@every_shape()
+def test_plates_are_symmetries(case):
+    structure, host = case.structure, case.host
+    event_plates = {plate for site in structure.latents for plate in site.event_plates}
+    found = case.site_log_probs(case.kwargs, case.latents, case.data)
+    for plate in sorted(set(structure.plates) - event_plates):
+        order = np.roll(np.arange(structure.plates[plate].size), 1)
+        arguments = moved_arguments(case, plate, order)
+        latents = moved_values(structure, case.latents, plate, order)
+        data = moved_values(structure, case.data, plate, order)
+        moved = case.site_log_probs(hosted(host, arguments), latents, data)
+        for name, expected in moved_densities(structure, found, plate, order).items():
+            np.testing.assert_allclose(
+                moved[name], expected, rtol=1e-4, atol=1e-4, err_msg=f"{name} along {plate}"
+            )
+
+
+@every_shape(lambda shape, backend: shape.padded and backend == "numpyro")
+def test_padded_densities_are_the_true_ones(case):
+    """Pyro compiles nothing, so nothing is padded there."""
+    host, structure, guide = case.host, case.structure, case.guide
+    call = ((), case.kwargs)
+    padding = host.module("padding").CallPadding(
+        guide.model, structure, guide.sizes, case.shape.padded
+    )
+    assert padding.find_problem([call]) is None
+    padded = padding.pad(call)
+    assert set(padded.padded_sizes.values()) == {16}
+    latents, data = (
+        padded.extend(structure, host.arrays(values)) for values in (case.latents, case.data)
+    )
+
+    def densities(true_sizes):
+        found = guide.site_log_probs(
+            case.amortized.params,
+            *padded.call,
+            latents,
+            data,
+            batch_dims=1,
+            true_sizes=true_sizes,
+        )
+        return numpy_tree(padded.cut(structure, found, has_event=False))
+
+    own = case.site_log_probs(case.kwargs, case.latents, case.data)
+    for name, density in densities(padded.true_sizes).items():
+        np.testing.assert_allclose(density, own[name], rtol=2e-5, atol=2e-5, err_msg=name)
+    # The test can fail: without the true sizes the padding is data.
+    wrong = densities(None)
+    assert max(np.abs(wrong[name] - own[name]).max() for name in own) > 1e-2
