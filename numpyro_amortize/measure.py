@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,11 +11,12 @@ from jax import Array
 
 from numpyro_amortize.covariates import input_values
 from numpyro_amortize.layout import pack, pack_moments, pack_plain
-from numpyro_amortize.simulate import simulate_rows
+from numpyro_amortize.simulate import compiled_rows
 from numpyro_amortize.standardisation import Standardisation, robust_moments
 from numpyro_amortize.structure import ModelStructure
 
 _NUM_SIMULATIONS = 2048
+_MOST_SHAPES = 4
 
 Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
@@ -24,7 +24,10 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 def measure(
     model: Callable[..., Any], structure: ModelStructure, calls: Sequence[Call]
 ) -> Standardisation:
-    """Robust location and scale of everything, over prior simulations of all calls.
+    """Robust location and scale of everything, over prior simulations of calls.
+
+    Calls whose arguments differ in shape are compiled one by one, so that of these only the
+    first few shapes are simulated; inputs are measured over all calls.
 
     Args:
         model: The user's model.
@@ -34,15 +37,16 @@ def measure(
     Returns:
         The constants of the guide.
     """
-    conditional = [site.name for site in structure.latents if site.is_conditional]
-    num = max(_NUM_SIMULATIONS // len(calls), 1)
+    conditional = tuple(site.name for site in structure.latents if site.is_conditional)
+    simulated = _of_few_shapes(calls)
+    num = max(_NUM_SIMULATIONS // len(simulated), 1)
     draws: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
     parents: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
     data: dict[str, list[Array]] = {site.name: [] for site in structure.observed}
     inputs: dict[str, list[Array]] = {item.name: [] for item in structure.inputs}
-    for number, (args, kwargs) in enumerate(calls):
-        run = jax.jit(partial(simulate_rows, model, num, args, kwargs, conditional=conditional))
-        values, moments = run(rng_key=jax.random.key(number))
+    for number, (args, kwargs) in enumerate(simulated):
+        key = jax.random.key(number)
+        values, moments = compiled_rows(model, num, args, kwargs, key, conditional)
         for site in structure.latents:
             coordinates, _ = pack(structure, site, values[site.name], 1)
             if site.support.is_discrete:
@@ -54,6 +58,7 @@ def measure(
             draws[site.name].append(coordinates)
         for site in structure.observed:
             data[site.name].append(pack_plain(structure, site, values[site.name], 1))
+    for args, kwargs in calls:
         given = input_values(model, args, kwargs, structure.inputs)
         for item in structure.inputs:
             inputs[item.name].append(pack_plain(structure, item, given[item.name], 0))
@@ -63,3 +68,16 @@ def measure(
             for group in (draws, parents, data, inputs)
         )
     )
+
+
+def call_shapes(call: Call) -> tuple[Any, ...]:
+    """Shapes of the arrays of a call, and its plain values: what compiled code depends on."""
+    return tuple(
+        jnp.shape(leaf) if hasattr(leaf, "shape") else leaf for leaf in jax.tree.leaves(call)
+    )
+
+
+def _of_few_shapes(calls: Sequence[Call]) -> list[Call]:
+    """The calls whose arguments have one of the first few shapes."""
+    kept = list(dict.fromkeys(call_shapes(call) for call in calls))[:_MOST_SHAPES]
+    return [call for call in calls if call_shapes(call) in kept]

@@ -13,7 +13,7 @@ from jax import Array
 
 from numpyro_amortize.arguments import given_arguments, is_array
 from numpyro_amortize.checks import read_data
-from numpyro_amortize.measure import Call
+from numpyro_amortize.measure import Call, call_shapes
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 from numpyro_amortize.tracing import log_densities, plate_sizes, run_model, site_values
 
@@ -111,9 +111,7 @@ class CallPadding:
 
     def own_sizes(self, call: Call) -> dict[str, int]:
         """Size of every plate of a call, known from its shapes after the first time."""
-        shapes = tuple(
-            np.shape(leaf) if hasattr(leaf, "shape") else leaf for leaf in jax.tree.leaves(call)
-        )
+        shapes = call_shapes(call)
         if shapes not in self._seen:
             self._seen[shapes] = plate_sizes(self._model, *call)
         return self._seen[shapes]

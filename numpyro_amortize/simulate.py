@@ -170,16 +170,7 @@ def simulate_rows(
     return jax.vmap(one)(jax.random.split(rng_key, num_simulations))
 
 
-@eqx.filter_jit
-def _compiled_rows(
-    model: Callable[..., Any],
-    num_simulations: int,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    rng_key: Array,
-) -> dict[str, Array]:
-    """Joint draws, compiled once for each model and shape of its arguments."""
-    return simulate_rows(model, num_simulations, args, kwargs, rng_key)[0]
+compiled_rows = eqx.filter_jit(simulate_rows)  # once for each model and shape of its arguments
 
 
 def simulate(
@@ -226,7 +217,7 @@ def simulate(
     key = jax.random.key(0) if rng_key is None else rng_key
     if method != "loop":
         try:
-            return count_nonfinite(_compiled_rows(model, num_simulations, args, kwargs, key))
+            return count_nonfinite(compiled_rows(model, num_simulations, args, kwargs, key)[0])
         except jax.errors.JAXTypeError as error:
             if method == "vectorized":
                 raise

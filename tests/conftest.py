@@ -75,16 +75,24 @@ def _fixed_seeds():
         pyro.clear_param_store()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _forget_compiled_code():
-    """Hundreds of compiled functions would fill the memory; the cache on disk keeps them."""
-    yield
+def forget_compiled_code() -> None:
+    """Thousands of compiled functions would end the process; the cache on disk keeps them."""
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_code():
+    yield
+    forget_compiled_code()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items):
-    """The longest group first, so that no worker is left alone with it at the end."""
+    """What compiles much is slow in NumPyro; the longest group goes first, so that it is done."""
+    for item in items:
+        if item.get_closest_marker("compiles") and "[numpyro" in item.nodeid:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "parity/test_numbers" not in item.nodeid)
 
 

@@ -964,8 +964,12 @@ _DIGITS = DigitsComponents()
 
 def digits_components(x=None, num_rows=_DIGITS.num_rows, batch_size=_DIGITS.num_rows):
     """Probabilistic principal components of images, whose parameters are learned."""
-    loadings = pyro.param("loadings", torch.tensor(_DIGITS.initial_loadings, dtype=torch.get_default_dtype()))
-    centre = pyro.param("centre", torch.tensor(_DIGITS.pixel_means, dtype=torch.get_default_dtype()))
+    loadings = pyro.param(
+        "loadings", torch.tensor(_DIGITS.initial_loadings, dtype=torch.get_default_dtype())
+    )
+    centre = pyro.param(
+        "centre", torch.tensor(_DIGITS.pixel_means, dtype=torch.get_default_dtype())
+    )
     noise = pyro.param("noise", torch.tensor(0.3), constraint=constraints.positive)
     with pyro.plate("images", num_rows, subsample_size=batch_size) as rows:
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(loadings)]).to_event(1))

@@ -72,7 +72,6 @@ SHAPES = {
         options={"inputs": {"x": "rows"}},
         arguments={"exposure": np.exp(_ROWS)},
         computed={"x": "exposure"},
-        padded=("rows",),
     ),
     "linear_regression": Shape(
         options={"inputs": {"features": "rows"}},
@@ -141,12 +140,21 @@ SHAPES = {
         scale=0.05,
         padded=("rows", "columns", "cells"),
     ),
-    "separate_margins": Shape(("ya", "yb")),
+    "item_response": Shape(
+        options={"sizes": {"num_students": "students", "num_items": "items"}},
+        arguments={"num_students": 4, "num_items": 3},
+        scale=0.05,
+        padded=("students", "items"),
+    ),
     # Missing values.
     "rows_behind_a_mask": Shape(
         options={"missing": {"is_there": "y"}},
         arguments={"is_there": np.array([True, False, True, True])},
         padded=("rows",),
+    ),
+    "rows_with_an_obs_mask": Shape(
+        options={"missing": {"is_there": "y"}},
+        arguments={"is_there": np.array([True, False, True, True])},
     ),
     # Discrete latents.
     "mixture_assignments": Shape(
@@ -157,7 +165,6 @@ SHAPES = {
     ),
     "every_discrete_support": Shape(is_discrete=True),
     "switches_in_a_plate": Shape(is_discrete=True),
-    "crossed_switches": Shape(is_discrete=True, scale=0.05),
     # Time and images.
     "autoregression": Shape(embedding="SequenceEmbedding"),
     "panels": Shape(
@@ -172,6 +179,11 @@ SHAPES = {
         {"num_rows": 4},
         data=_steps,
         padded=("rows",),
+    ),
+    "padded_panels": Shape(
+        options={"missing": {"is_there": "y"}},
+        arguments={"is_there": np.arange(5) < np.array([[2], [5], [3]])},
+        embedding="SequenceEmbedding",
     ),
     "blob_image": Shape(embedding="ImageEmbedding"),
 }

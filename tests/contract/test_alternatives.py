@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, poisson
 
+from tests.backends import small_guide
+
 Y, W = np.array(1.3), np.array([-0.4, 2.2])
 ALTERNATIVES = [("y",), "w", ("y", "w")]
 
@@ -12,7 +14,7 @@ def two_sources(host, alternatives=ALTERNATIVES, **options):
     model = host.models.two_sources
     density = host.package.NormalDensity()
     options = {"sizes": {"num_rows": "rows"}, "densities": density} | options
-    return model, host.guide(model, observed=alternatives, **options)
+    return model, small_guide(host, model, observed=alternatives, **options)
 
 
 def data(host, names):

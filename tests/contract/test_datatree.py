@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.backends import num_distinct
+from tests.backends import num_distinct, small_guide
 
 pytest.importorskip("arviz_base")
 GROUPS = {
@@ -21,7 +21,7 @@ GROUPS = {
 def posterior(host):
     model = host.models.eight_schools_noncentered
     sigma = host.array(np.linspace(9, 18, 8))
-    guide = host.guide(model, observed="y", inputs={"sigma": "schools"})
+    guide = small_guide(host, model, observed="y", inputs={"sigma": "schools"})
     amortized = host.untrained(model, guide, sigma)
     return amortized.at(sigma, y=host.array(np.linspace(-5, 25, 8)))
 
@@ -86,7 +86,7 @@ def test_weighted_draws(host, posterior):
 
 def test_many_data_sets(host):
     model = host.models.nested_groups
-    amortized = host.untrained(model, host.guide(model, observed="y"))
+    amortized = host.untrained(model, small_guide(host, model, observed="y"))
     data = np.random.default_rng(0).normal(size=(3, 4, 5)).astype("float32")
     tree = host.to_datatree(amortized.at_each(observations={"y": data}), 20)
     lead = {"chain": 1, "draw": 20, "dataset": 3}
@@ -100,7 +100,7 @@ def test_many_data_sets(host):
 def test_event_plates_are_dimensions(host, rng):
     model = host.models.linear_regression
     features = host.array(rng.normal(size=(7, 3)))
-    guide = host.guide(model, observed="y", inputs={"features": "rows"})
+    guide = small_guide(host, model, observed="y", inputs={"features": "rows"})
     amortized = host.untrained(model, guide, features)
     posterior = amortized.at(features, y=host.array(rng.normal(size=7)))
     tree = host.to_datatree(posterior, 25)

@@ -243,6 +243,7 @@ def test_switches_in_a_plate_that_no_observed_site_carries(host):
     assert np.all(np.abs(shares - np.exp(found)) < 4.5 * np.sqrt(np.exp(found) / 5000) + 1e-3)
 
 
+@pytest.mark.compiles
 def test_file_at_each_and_export(host, amortized, tmp_path):
     path = tmp_path / "guide.safetensors"
     amortized.save(path)

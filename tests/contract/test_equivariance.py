@@ -5,6 +5,8 @@ import warnings
 import numpy as np
 import pytest
 
+from tests.backends import small_guide
+
 NUM = 8
 
 
@@ -106,7 +108,7 @@ def test_any_size_within_the_trained_range_and_a_warning_outside(host, rng):
     def draw(rng):
         return (rng.uniform(8, 19, size=rng.choice([3, 15])),)
 
-    guide = host.guide(model, observed="y", inputs={"sigma": "schools"})
+    guide = small_guide(host, model, observed="y", inputs={"sigma": "schools"})
     objective = host.package.NPE(16, model_args=host.model_args(draw))
     amortized = host.fit(model, guide, objective, num_steps=20)
     low, high = amortized.history.plate_sizes["schools"]

@@ -257,6 +257,7 @@ def test_guide_bound_before_its_set_up(host):
     assert host_trace(host, amortized, ("z",)) == (values, densities)
 
 
+@pytest.mark.slow
 def test_uncarried_plate_under_the_hosts_elbo(host, rng):
     model, guide, features, y, raw, slope = regression(host, rng)
     steps = 400

@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
+from tests.backends import small_guide
+
 X = np.array([0.4, -1.0, 2.0, 0.3, 1.5, -0.2])
 HOLES = np.where([True, False, True, True, False, True], X, np.nan)
 
 
 def any_number(host, **options):
     model = host.models.rows_of_any_number
-    guide = host.guide(model, observed="y", missing="y", sizes={"num_rows": "rows"}, **options)
+    guide = small_guide(
+        host, model, observed="y", missing="y", sizes={"num_rows": "rows"}, **options
+    )
     return model, guide
 
 
@@ -36,7 +40,8 @@ def test_what_is_missing_changes_nothing(host):
 
 def test_rows_without_a_value_change_nothing_in_their_group(host):
     model = host.models.grouped_normal
-    guide = host.guide(
+    guide = small_guide(
+        host,
         model,
         observed="y",
         groups={"group": ("groups", "rows")},
@@ -60,7 +65,7 @@ def test_rows_without_a_value_change_nothing_in_their_group(host):
 def test_a_mask_argument_says_the_same_as_nan(host):
     by_nan = scrambled(host)
     model = host.models.rows_behind_a_mask
-    guide = host.guide(model, observed="y", missing={"is_there": "y"})
+    guide = small_guide(host, model, observed="y", missing={"is_there": "y"})
     is_there = host.array(~np.isnan(HOLES))
     by_mask = host.scrambled(model, guide, is_there, scale=0.1)
     found = log_prob(host, by_mask, X, is_there)  # hidden values are not looked at
@@ -81,7 +86,7 @@ def test_evidence_is_that_of_the_values_that_are_there(host):
 
 def test_local_posterior_of_a_missing_row_knows_the_others_only(host):
     model = host.models.counts_of_groups
-    guide = host.guide(model, observed="y", missing="y", sizes={"num_groups": "groups"})
+    guide = small_guide(host, model, observed="y", missing="y", sizes={"num_groups": "groups"})
     amortized = host.scrambled(model, guide, scale=0.1)
     y = np.array([3.0, 0.0, np.nan, 1.0, 7.0])
     rate = np.exp(np.random.default_rng(0).normal(size=(4, 5)))
@@ -114,7 +119,7 @@ def test_each_data_set_has_its_own_holes(host):
 
 def test_an_event_is_missing_as_a_whole(host):
     model = host.models.linear_gaussian_2
-    guide = host.guide(model, observed="x", missing="x")
+    guide = small_guide(host, model, observed="x", missing="x")
     amortized = host.scrambled(model, guide, scale=0.1)
     x = np.random.default_rng(0).normal(size=(20, 2))
     part, whole = x.copy(), x.copy()

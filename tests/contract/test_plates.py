@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.backends import small_guide
 from tests.problems import PROBLEMS
 
 CROSSED, GROUPED = PROBLEMS["crossed_effects"], PROBLEMS["grouped_normal"]
@@ -16,7 +17,8 @@ def cells(num_rows, num_columns):
 
 
 def grouped(host, group=GROUPED.group, num_groups=GROUPED.num_groups, **options):
-    guide = host.guide(
+    guide = small_guide(
+        host,
         host.models.grouped_normal,
         observed="y",
         groups={"group": ("groups", "rows")},
@@ -46,11 +48,11 @@ def test_a_grid_and_its_cells_by_index_get_the_same_posterior(host, rng):
     models = host.models
     size = CROSSED.num_rows, CROSSED.num_columns
     latents, data = CROSSED.sample_joint(rng, 1)
-    grid = host.guide(models.crossed_effects, observed="y", sizes=SIZES)
+    grid = small_guide(host, models.crossed_effects, observed="y", sizes=SIZES)
     scrambled = host.scrambled(models.crossed_effects, grid, *size, scale=0.05)
     order = rng.permutation(len(cells(*size)[0]))  # cells in any order
     args = tuple(host.array(index[order]) for index in cells(*size)) + size
-    flat = host.guide(models.crossed_effects_flat, observed="y", groups=INDICES, sizes=SIZES)
+    flat = small_guide(host, models.crossed_effects_flat, observed="y", groups=INDICES, sizes=SIZES)
     other = with_weights_of(host, scrambled, models.crossed_effects_flat, flat, *args)
     dense = host.log_prob(scrambled.at(*size, y=host.array(data["y"][0])), latents)
     latents["a"] = latents["a"][..., 0]
@@ -61,7 +63,7 @@ def test_a_grid_and_its_cells_by_index_get_the_same_posterior(host, rng):
 
 def test_crossed_posteriors_follow_permuted_rows_and_columns(host, rng):
     model = host.models.crossed_effects
-    guide = host.guide(model, observed="y", sizes=SIZES)
+    guide = small_guide(host, model, observed="y", sizes=SIZES)
     amortized = host.scrambled(model, guide, 9, 6, scale=0.05)
     latents, data = CROSSED.sample_joint(rng, 1)
     rows, columns = rng.permutation(9), rng.permutation(6)
@@ -79,7 +81,9 @@ def test_crossed_posteriors_follow_permuted_rows_and_columns(host, rng):
 def test_crossed_draws_have_the_density_that_scores_them(host, rng):
     """Correlated elements too: the guide's own density of its own draws integrates to one."""
     model = host.models.crossed_effects
-    guide = host.guide(model, observed="y", sizes=SIZES, densities=host.package.NormalDensity())
+    guide = small_guide(
+        host, model, observed="y", sizes=SIZES, densities=host.package.NormalDensity()
+    )
     amortized = host.scrambled(model, guide, 3, 2, scale=0.05)
     y = host.array(rng.normal(size=(3, 2)))
     draws = host.sample(amortized.at(3, 2, y=y), 20000)
@@ -151,7 +155,8 @@ def test_weights_marginalise_the_groups(host, rng):
 def test_three_levels_by_index(host, rng):
     model = host.models.three_levels
     class_of, school_of = np.array([0, 0, 1, 2, 2, 3, 4]), np.array([0, 0, 1, 1, 1])
-    guide = host.guide(
+    guide = small_guide(
+        host,
         model,
         observed="y",
         groups={"class_of": ("classes", "pupils"), "school_of": ("schools", "classes")},

@@ -5,8 +5,10 @@ import pytest
 
 from tests.backends import host as adapter
 from tests.backends import numpy_tree
-from tests.conftest import require
+from tests.conftest import forget_compiled_code, require
 from tests.shapes import SHAPES
+
+pytestmark = pytest.mark.compiles
 
 NUM = 3
 
@@ -17,6 +19,8 @@ def small(host, shape):
     embedding = package.PlateEmbedding(feature_dim=4, hidden_dims=(8,), num_rounds=1)
     if shape.embedding:
         embedding = getattr(package, shape.embedding)(feature_dim=4, hidden_dims=(8,))
+    if shape.is_discrete:
+        return {"embedding": embedding}
     return {"embedding": embedding, "densities": package.SplineFlowDensity(hidden_dims=(8,))}
 
 
@@ -43,13 +47,20 @@ class Case:
 
     def call_with_data(self, row):
         """Keyword arguments of the model's call with one simulated data set."""
-        data = self.shape.data({name: value[row] for name, value in self.data.items()})
-        return self.kwargs | hosted(self.host, data)
+        data = {name: np.asarray(value[row]) for name, value in self.data.items()}
+        return self.kwargs | hosted(self.host, self.shape.data(data))
+
+    def holey(self, call, data):
+        """Data with NaN where a mask of the call says so, as guides read them."""
+        masks = {info.site: call[info.argument] for info in self.structure.missing}
+        return data | {
+            site: np.where(np.asarray(mask), data[site], np.nan) for site, mask in masks.items()
+        }
 
     def site_log_probs(self, call, latents, data):
         """By latent site, `(NUM, *plates)`."""
         score = self.guide.site_log_probs
-        latents, data = self.host.arrays(latents), self.host.arrays(data)
+        latents, data = self.host.arrays(latents), self.host.arrays(self.holey(call, data))
         if self.host.name == "pyro":
             return numpy_tree(score((), call, latents, data, batch_dims=1))
         found = score(self.amortized.params, (), call, latents, data, batch_dims=1)
@@ -67,7 +78,8 @@ def hosted(host, arguments):
 def case(request):
     name, backend = request.param
     require(backend)
-    return Case(adapter(backend), name)
+    yield Case(adapter(backend), name)
+    forget_compiled_code()
 
 
 def every_shape(condition=lambda shape, backend: True):
@@ -174,7 +186,8 @@ def moved_arguments(case, plate, order):
         if group.along == plate:
             moved[group.name] = moved[group.name][order]
     for info in structure.missing:
-        axis = axis_of(structure, info.site, moved[info.argument].ndim, plate)
+        event_dim = len(structure.site(info.site).event_shape) if info.has_positions else 0
+        axis = axis_of(structure, info.site, moved[info.argument].ndim - event_dim, plate)
         if axis is not None:
             moved[info.argument] = np.take(moved[info.argument], order, axis)
     return moved
@@ -209,7 +222,8 @@ def test_padded_densities_are_the_true_ones(case):
     padded = padding.pad(call)
     assert set(padded.padded_sizes.values()) == {16}
     latents, data = (
-        padded.extend(structure, host.arrays(values)) for values in (case.latents, case.data)
+        padded.extend(structure, host.arrays(values))
+        for values in (case.latents, case.holey(case.kwargs, case.data))
     )
 
     def densities(true_sizes):

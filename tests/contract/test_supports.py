@@ -407,6 +407,7 @@ def test_guide_density_integrates_to_one(host, kind):
     assert total == pytest.approx(1.0, abs=5e-3)
 
 
+@pytest.mark.compiles
 def test_draws_of_every_support_are_inside_it_and_distinct(host):
     model = host.models.wide_supports
     amortized = host.scrambled(model, host.guide(model, observed="y"), scale=0.1)

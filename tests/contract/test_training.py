@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from tests import backends
+from tests.backends import small_guide
 from tests.conftest import require
 
 
@@ -154,7 +155,7 @@ def test_parameters_of_the_model_train_under_a_bound_but_not_under_npe(host):
 
 def test_sizes_and_settings_are_told_apart(host):
     model = host.models.hierarchical_normal
-    guide = host.guide(model, observed="y", sizes={"num_groups": "groups"})
+    guide = small_guide(host, model, observed="y", sizes={"num_groups": "groups"})
     amortized = host.untrained(model, guide, None, 8)
     assert guide.structure.settings == {}
     draws = host.sample(amortized.at(host.array(np.zeros(5)), 5), 10)
@@ -187,7 +188,7 @@ def test_an_input_left_at_its_default(host):
     """`functools.partial` makes a default of an argument."""
     x = np.linspace(-1, 1, 5)
     model = partial(host.models.Regression(), x=host.array(x))
-    guide = host.guide(model, observed="y", inputs={"x": "rows"}).setup()
+    guide = small_guide(host, model, observed="y", inputs={"x": "rows"}).setup()
     assert [(item.name, item.plates) for item in guide.structure.inputs] == [("x", ("rows",))]
     posterior = host.untrained(model, guide).at(y=host.array(x))
     assert host.sample(posterior, 10)["intercept"].shape == (10,)
@@ -198,7 +199,7 @@ def test_models_that_are_no_functions(host, kind, tmp_path):
     """y - x ~ Normal(intercept, 1): the evidence is that of one multivariate normal."""
     model = host.models.regression_as(kind)
     x, y = np.linspace(-1, 1, 5), np.array([-0.3, 0.9, 0.2, 1.5, 1.1])
-    guide = host.guide(model, observed="y", inputs={"x": "rows"})
+    guide = small_guide(host, model, observed="y", inputs={"x": "rows"})
     amortized = host.untrained(model, guide, host.array(x))
     posterior = amortized.at(host.array(x), y=host.array(y))
     exact = multivariate_normal(np.zeros(5), np.eye(5) + 1).logpdf(y - x)
@@ -212,7 +213,7 @@ def test_models_that_are_no_functions(host, kind, tmp_path):
 
 def test_deterministic_sites_and_data_come_back_in_the_hosts_layout(host):
     model = host.models.nested_groups
-    amortized = host.untrained(model, host.guide(model, observed="y"))
+    amortized = host.untrained(model, small_guide(host, model, observed="y"))
     draws = host.sample(amortized.at(y=host.array(np.zeros((4, 5)))), 7)
     assert draws["level"].shape == (7, 4, 1)
     many = amortized.at_each(observations={"y": np.zeros((3, 4, 5), "float32")})

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from tests.backends import num_distinct
+from tests.backends import num_distinct, small_guide
 from tests.conftest import require
 
 
 def test_trap_1_every_draw_is_distinct(host):
     """Draws expanded under a plate would have the right shape and be all the same."""
     model = host.models.hierarchical_normal
-    amortized = host.untrained(model, host.guide(model, observed="y"))
+    amortized = host.untrained(model, small_guide(host, model, observed="y"))
     posterior = amortized.at(y=host.array(np.linspace(-1, 1, 8)))
     draws = host.sample(posterior, 500)
     assert num_distinct(draws["mu"]) > 0.99
@@ -26,7 +26,7 @@ def test_trap_1_every_draw_is_distinct(host):
 
 def test_trap_1_in_vectorised_particles_of_the_host(host):
     model = host.models.hierarchical_normal
-    guide = host.guide(model, observed="y")
+    guide = small_guide(host, model, observed="y")
     amortized = host.untrained(model, guide)
     y = host.array(np.linspace(-1, 1, 8))
     if host.name == "pyro":
@@ -55,7 +55,7 @@ def test_trap_1_in_vectorised_particles_of_the_host(host):
 def test_trap_3_the_embedding_gets_gradients(host):
     """A stopped gradient at the condition leaves the embedding untrained without a sign."""
     model = host.models.hierarchical_normal
-    guide = host.guide(model, observed="y")
+    guide = small_guide(host, model, observed="y")
     before = host.weights(host.scrambled(model, guide, scale=0.05))
     if host.name == "numpyro":
         params = host.scrambled(model, guide, scale=0.05).params
@@ -72,7 +72,7 @@ def test_trap_3_the_embedding_gets_gradients(host):
 def test_trap_5_the_loss_registers_the_parameters_with_the_host(host):
     """A loss that scores without going through the guide trains nothing in stock SVI."""
     model = host.models.conjugate_normal
-    guide = host.guide(model, observed="x")
+    guide = small_guide(host, model, observed="x")
     guide.setup()
     x = host.array(np.zeros(20))
     before = host.weights(host.untrained(model, guide))
@@ -141,7 +141,7 @@ def test_trap_7_data_in_the_arguments_do_not_leak_into_simulations(host):
     bank = host.simulate(model, 200, args=(far,))
     assert np.abs(np.asarray(bank["x"])).max() < 10
     free, given = (
-        host.standardisation(host.untrained(model, host.guide(model, observed="x"), *args))
+        host.standardisation(host.untrained(model, small_guide(host, model, observed="x"), *args))
         for args in ((), (far,))
     )
     np.testing.assert_array_equal(free, given)
@@ -151,7 +151,7 @@ def test_trap_8_trees_are_flat_variables_with_chain_and_draw(host):
     """ArviZ 0.23 builds garbage from the nested form without an error."""
     pytest.importorskip("arviz_base")
     model = host.models.conjugate_normal
-    amortized = host.untrained(model, host.guide(model, observed="x"))
+    amortized = host.untrained(model, small_guide(host, model, observed="x"))
     tree = host.to_datatree(amortized.at(x=host.array(np.zeros(20))), 10)
     assert list(tree["posterior"].data_vars) == ["z"]
     assert tree["posterior"]["z"].dims == ("chain", "draw")
@@ -171,7 +171,7 @@ def test_trap_11_k_hat_looks_at_the_large_weights(host):
     assert importance_summary(light).khat < 0.5
     # The package's own weights have the same sign.
     model = host.models.conjugate_normal
-    amortized = host.untrained(model, host.guide(model, observed="x"))
+    amortized = host.untrained(model, small_guide(host, model, observed="x"))
     found = host.importance_sample(amortized.at(x=host.array(np.full(20, 0.5))), 2000)
     z = found.samples["z"]
     posterior_mean = 20 * 0.5 / 21

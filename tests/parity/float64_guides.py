@@ -27,7 +27,7 @@ def schools(rng, local):
 
 
 def linear(rng):
-    return (), {}, {"z": rng.normal(size=(5, 10))}, {"x": rng.normal(size=(5, 20, 10))}
+    return (), {}, {"z": rng.normal(size=(5, 2))}, {"x": rng.normal(size=(5, 20, 2))}
 
 
 def crossed(rng):
@@ -95,7 +95,7 @@ def switches(rng):
 CASES = {
     "eight_schools_centered": lambda rng: schools(rng, "theta"),
     "eight_schools_noncentered": lambda rng: schools(rng, "z"),
-    "linear_gaussian_10": linear,
+    "linear_gaussian_2": linear,
     "every_discrete_support": discrete,
     "switches_in_a_plate": switches,
     "crossed_effects": crossed,
