@@ -19,10 +19,12 @@ from numpyro_amortize.levels import GroupInfo
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import (
     deterministic_values,
+    drawn_rows,
     is_factor,
     log_densities,
     run_model,
     site_values,
+    with_rows,
 )
 
 _KEY = 20260101
@@ -55,9 +57,7 @@ def read_data_and_sizes(
         Values by site, and the number of rows of every plate.
     """
     with handlers.block():
-        seeded = handlers.seed(model, jax.random.key(_KEY))
-        if rows:
-            seeded = handlers.substitute(seeded, data=dict(rows))
+        seeded = handlers.seed(with_rows(model, rows), jax.random.key(_KEY))
         trace = handlers.trace(seeded).get_trace(*args, **kwargs)
     sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
     data = {
@@ -194,7 +194,8 @@ class PlateCheck:
             }
             for run in (trace, again)
         )
-        self._inputs = input_values(model, args, kwargs, structure.inputs)
+        self._rows = drawn_rows(trace)
+        self._inputs = input_values(model, args, kwargs, structure.inputs, self._rows)
         self._input_shapes = {
             item.name: jnp.shape(trace[item.name]["value"])
             for item in structure.inputs
@@ -295,7 +296,8 @@ class PlateCheck:
     def noise_problems(self) -> list[str]:
         """Sites whose densities or values change from run to run at the same draws."""
         key = jax.random.key(_KEY + 1)
-        trace = run_model(self._model, *self._call, key, values=self._values)
+        values = {**self._values, **self._rows}
+        trace = run_model(self._model, *self._call, key, values=values)
         again = {**log_densities(trace), **deterministic_values(trace)}
         return [
             f"site '{name}': changes from run to run although all sites keep their values, so that "
@@ -344,14 +346,28 @@ class PlateCheck:
             for name, value in inputs.items()
             if name in self._input_shapes
         }
-        values = {**values, **computed}
+        values = {**values, **computed, **self._rows}
         changed = dict(self._bound.arguments) | {
-            name: value for name, value in inputs.items() if name not in computed
+            name: self._at_rows(name, value)
+            for name, value in inputs.items()
+            if name not in computed
         }
         call = inspect.BoundArguments(self._bound.signature, changed)
         return log_densities(
             run_model(self._model, call.args, call.kwargs, jax.random.key(_KEY), values=values)
         )
+
+    def _at_rows(self, name: str, value: Array) -> Array:
+        """An argument with these values at the rows of subsampled plates, where it has any."""
+        plates = next((i.plates for i in self._structure.inputs if i.name == name), ())
+        if not set(plates) & set(self._rows):
+            return value
+        whole = jnp.asarray(self._bound.arguments[name])
+        index = [
+            self._rows.get(plate, jnp.arange(size))
+            for plate, size in zip(plates, whole.shape, strict=False)
+        ]
+        return whole.at[jnp.ix_(*index)].set(value)
 
     def _first_moved(self, plate: str) -> str | None:
         """A site whose densities do not follow when everything rolls along the plate."""

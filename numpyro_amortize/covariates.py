@@ -13,7 +13,14 @@ from jax import Array
 
 from numpyro_amortize.arguments import bound_arguments, is_array
 from numpyro_amortize.structure import InputInfo, PlateInfo
-from numpyro_amortize.tracing import Trace, carries_plates, leading_value, run_model
+from numpyro_amortize.tracing import (
+    Trace,
+    carries_plates,
+    leading_value,
+    read_subsample_sizes,
+    run_model,
+    with_rows,
+)
 
 InputPlates = Mapping[str, str | Sequence[str] | None]
 
@@ -55,14 +62,10 @@ def read_inputs(
             )
         elif missing := [plate for plate in along if plate not in plates]:
             problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")
-        elif drawn := [plate for plate in along if plates[plate].is_subsampled]:
-            problems.append(
-                f"input '{name}': covariates along the subsampled plate '{drawn[0]}' are not "
-                "supported; call the model with the rows of a batch and a plate of its size"
-            )
         else:
-            shape = jnp.shape(value)
-            expected = tuple(plates[plate].size for plate in along)
+            shape, rows = jnp.shape(value), read_subsample_sizes(trace)
+            # What the model computes has the rows that it looks at, an argument has all.
+            expected = tuple(rows[plate][1 if is_site else 0] for plate in along)
             if shape[: len(along)] != expected:
                 problems.append(
                     f"input '{name}': expected leading shape {expected} for plates "
@@ -99,6 +102,7 @@ def input_values(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     inputs: Sequence[InputInfo],
+    rows: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Value of every covariate in one call, its plates leading.
 
@@ -107,6 +111,7 @@ def input_values(
         args: The model's positional arguments.
         kwargs: The model's keyword arguments.
         inputs: The covariates.
+        rows: For each subsampled plate the indices of the rows to look at; all if None.
     """
     if not inputs:
         return {}
@@ -114,13 +119,21 @@ def input_values(
     if any(item.is_site for item in inputs):
         # A covariate that is not finite shall be named, before a distribution complains.
         with numpyro.validation_enabled(is_validate=False):
-            trace = run_model(model, args, kwargs, jax.random.key(0))
+            trace = run_model(with_rows(model, rows), args, kwargs, jax.random.key(0))
     return {
         item.name: leading_value(trace[item.name])
         if item.is_site
-        else jnp.asarray(arguments[item.name])
+        else _rows_of(jnp.asarray(arguments[item.name]), item, rows or {})
         for item in inputs
     }
+
+
+def _rows_of(value: Array, item: InputInfo, rows: Mapping[str, Array]) -> Array:
+    """An argument at the rows of subsampled plates."""
+    for axis, plate in enumerate(item.plates):
+        if plate in rows:
+            value = jnp.take(value, rows[plate], axis)
+    return value
 
 
 def check_inputs_finite(values: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -76,14 +76,41 @@ class StackedMLP(eqx.Module):
         rows = (
             (-1, inputs.shape[-1]) if index is not None else (inputs.shape[0], -1, inputs.shape[-1])
         )
-        hidden = inputs.reshape(rows)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                hidden = jax.nn.gelu(hidden, approximate=False)
-            if index is not None:
-                weight, bias = weight[index], bias[index]
-            hidden = hidden @ weight + bias
+        hidden = self._layer(0, inputs.reshape(rows), index)
+        for layer in range(1, len(self.weights)):
+            hidden = self._layer(layer, jax.nn.gelu(hidden, approximate=False), index)
         return hidden.reshape(*inputs.shape[:-1], hidden.shape[-1])
+
+    def read_parts(
+        self, parts: Sequence[Array], spread: Sequence[Callable[[Array], Array]]
+    ) -> Array:
+        """Evaluate the first network on features side by side, without putting them there.
+
+        The first layer is linear, so each part is multiplied at its own size and then spread.
+
+        Args:
+            parts: Shape `(*own batch, size)` each, `in_size` in all.
+            spread: For each part what brings it to the batch shape of all, linear.
+
+        Returns:
+            Shape `(*batch, out_size)`.
+        """
+        ends = np.cumsum([part.shape[-1] for part in parts])
+        weights = jnp.split(self.weights[0][0], ends[:-1])
+        products = [
+            take(part @ weight) for part, weight, take in zip(parts, weights, spread, strict=True)
+        ]
+        first = sum(products[1:], products[0] + self.biases[0][0])
+        hidden = first.reshape(-1, first.shape[-1])
+        for layer in range(1, len(self.weights)):
+            hidden = self._layer(layer, jax.nn.gelu(hidden, approximate=False), 0)
+        return hidden.reshape(*first.shape[:-1], hidden.shape[-1])
+
+    def _layer(self, layer: int, inputs: Array, index: int | None) -> Array:
+        weight, bias = self.weights[layer], self.biases[layer]
+        if index is not None:
+            weight, bias = weight[index], bias[index]
+        return inputs @ weight + bias
 
 
 class Convolution(eqx.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -41,12 +42,14 @@ from numpyro_amortize.supports import SUPPORTED, Support, site_support
 from numpyro_amortize.tracing import (
     Trace,
     carries_plates,
+    drawn_rows,
     free_data,
     is_factor,
     keep_fixed,
     location_scale,
     read_subsample_sizes,
     run_model,
+    with_rows,
 )
 
 Parents = Literal["auto"] | Mapping[str, Sequence[str]]
@@ -105,8 +108,8 @@ def read_structure(
     model = keep_fixed(model, fixed)
     proper = ImproperPriors(model)
 
-    def run(seed: int) -> Trace:
-        return run_model(proper, args, kwargs, jax.random.key(seed))
+    def run(seed: int, rows: Mapping[str, Any] | None = None) -> Trace:
+        return run_model(with_rows(proper, rows), args, kwargs, jax.random.key(seed))
 
     trace, again = run(0), run(1)
     problems += proper.problems()
@@ -123,7 +126,9 @@ def read_structure(
     problems += plate_problem_list
     problems += group_problems(model, args, kwargs, group_infos, plates)
     problems += size_problems(arguments, sizes, plates)
-    input_infos, input_problem_list = read_inputs(arguments, inputs, plates, trace, run)
+    input_infos, input_problem_list = read_inputs(
+        arguments, inputs, plates, trace, partial(run, rows=drawn_rows(trace))
+    )
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, (*observed, *fixed), plates)
     problems += support_problems
@@ -262,11 +267,7 @@ def _read_plates(
 ) -> tuple[dict[str, PlateInfo], list[str]]:
     frames = [frame for name in observed if name in sites for frame in _frames(sites[name])]
     carried = closure([frame.name for frame in frames], groups)
-    subsampled = {
-        name
-        for name, site in trace.items()
-        if site["type"] == "plate" and site["args"][1] is not None
-    }
+    subsampled = drawn_rows(trace)
     plates: dict[str, PlateInfo] = {}
     for site in trace.values():
         for frame in _frames(site):

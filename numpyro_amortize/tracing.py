@@ -69,6 +69,16 @@ def keep_fixed(model: Callable[..., Any], names: Sequence[str]) -> Callable[...,
     return _Keep(model, names) if names else model
 
 
+def with_rows(model: Callable[..., Any], rows: Mapping[str, Any] | None) -> Callable[..., Any]:
+    """The model with its subsampled plates at given rows.
+
+    Args:
+        model: The user's model.
+        rows: For each subsampled plate the indices of its rows; drawn if None or empty.
+    """
+    return handlers.substitute(model, data=dict(rows)) if rows else model
+
+
 def run_model(
     model: Callable[..., Any],
     args: tuple[Any, ...],
@@ -123,6 +133,15 @@ def read_subsample_sizes(trace: Trace) -> dict[str, tuple[int, int]]:
         name: (site["args"][0], site["args"][1] or site["args"][0])
         for name, site in trace.items()
         if site["type"] == "plate"
+    }
+
+
+def drawn_rows(trace: Trace) -> dict[str, Any]:
+    """The rows that a trace looks at, for each plate with a subsample size."""
+    return {
+        name: site["value"]
+        for name, site in trace.items()
+        if site["type"] == "plate" and site["args"][1] is not None
     }
 
 

@@ -17,6 +17,7 @@ from pyro_amortize.levels import GroupInfo
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import (
     deterministic_values,
+    drawn_rows,
     is_computed,
     is_factor,
     is_hidden,
@@ -24,6 +25,7 @@ from pyro_amortize.tracing import (
     run_model,
     seeded,
     site_values,
+    with_rows,
 )
 
 _SEED = 20260101
@@ -55,10 +57,9 @@ def read_data_and_sizes(
     Returns:
         Values by site, and the number of rows of every plate.
     """
-    if rows:
-        model = poutine.condition(model, data=dict(rows))
     with poutine.block(), torch.no_grad(), seeded(_SEED):
-        nodes: Mapping[str, Any] = poutine.trace(model).get_trace(*args, **kwargs).nodes
+        trace = poutine.trace(with_rows(model, rows)).get_trace(*args, **kwargs)
+    nodes: Mapping[str, Any] = trace.nodes
     sites = {name: site for name, site in nodes.items() if site["type"] == "sample"}
     data = {
         name: _spread(torch.as_tensor(site["value"]), tuple(site["fn"].shape()))
@@ -196,7 +197,8 @@ class PlateCheck:
             }
             for run in (trace, again)
         )
-        self._inputs = input_values(model, args, kwargs, structure.inputs)
+        self._rows = drawn_rows(trace)
+        self._inputs = input_values(model, args, kwargs, structure.inputs, self._rows)
         self._input_shapes = {
             item.name: trace[item.name]["value"].shape for item in structure.inputs if item.is_site
         }
@@ -297,7 +299,7 @@ class PlateCheck:
     def noise_problems(self) -> list[str]:
         """Sites whose densities or values change from run to run at the same draws."""
         with torch.no_grad(), seeded(_SEED + 1):
-            trace = run_model(self._model, *self._call, values=self._values)
+            trace = run_model(self._model, *self._call, values={**self._values, **self._rows})
         again = {**log_densities(trace), **deterministic_values(trace)}
         return [
             f"site '{name}': changes from run to run although all sites keep their values, so that "
@@ -350,13 +352,28 @@ class PlateCheck:
             for name, value in inputs.items()
             if name in self._input_shapes
         }
-        values = {**values, **computed}
+        values = {**values, **computed, **self._rows}
         changed = dict(self._bound.arguments) | {
-            name: value for name, value in inputs.items() if name not in computed
+            name: self._at_rows(name, value)
+            for name, value in inputs.items()
+            if name not in computed
         }
         call = inspect.BoundArguments(self._bound.signature, changed)
         with torch.no_grad(), seeded(_SEED):
             return log_densities(run_model(self._model, call.args, call.kwargs, values=values))
+
+    def _at_rows(self, name: str, value: Tensor) -> Tensor:
+        """An argument with these values at the rows of subsampled plates, where it has any."""
+        plates = next((i.plates for i in self._structure.inputs if i.name == name), ())
+        if not set(plates) & set(self._rows):
+            return value
+        whole = self._bound.arguments[name].clone()
+        index = [
+            self._rows.get(plate, torch.arange(size, device=whole.device))
+            for plate, size in zip(plates, whole.shape, strict=False)
+        ]
+        whole[torch.meshgrid(*index, indexing="ij")] = value
+        return whole
 
     def _first_moved(self, plate: str) -> str | None:
         """A site whose densities do not follow when everything rolls along the plate."""

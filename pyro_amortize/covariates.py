@@ -11,7 +11,15 @@ from torch import Tensor
 
 from pyro_amortize.arguments import bound_arguments, is_array
 from pyro_amortize.structure import InputInfo, PlateInfo
-from pyro_amortize.tracing import Trace, carries_plates, leading_value, run_model, seeded
+from pyro_amortize.tracing import (
+    Trace,
+    carries_plates,
+    leading_value,
+    read_subsample_sizes,
+    run_model,
+    seeded,
+    with_rows,
+)
 
 InputPlates = Mapping[str, str | Sequence[str] | None]
 
@@ -53,14 +61,10 @@ def read_inputs(
             )
         elif missing := [plate for plate in along if plate not in plates]:
             problems.append(f"input '{name}': no site is in a plate called '{missing[0]}'")
-        elif drawn := [plate for plate in along if plates[plate].is_subsampled]:
-            problems.append(
-                f"input '{name}': covariates along the subsampled plate '{drawn[0]}' are not "
-                "supported; call the model with the rows of a batch and a plate of its size"
-            )
         else:
-            shape = tuple(value.shape)
-            expected = tuple(plates[plate].size for plate in along)
+            shape, rows = tuple(value.shape), read_subsample_sizes(trace)
+            # What the model computes has the rows that it looks at, an argument has all.
+            expected = tuple(rows[plate][1 if is_site else 0] for plate in along)
             if shape[: len(along)] != expected:
                 problems.append(
                     f"input '{name}': expected leading shape {expected} for plates "
@@ -97,6 +101,7 @@ def input_values(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     inputs: Sequence[InputInfo],
+    rows: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Value of every covariate in one call, its plates leading.
 
@@ -105,6 +110,7 @@ def input_values(
         args: The model's positional arguments.
         kwargs: The model's keyword arguments.
         inputs: The covariates.
+        rows: For each subsampled plate the indices of the rows to look at; all if None.
     """
     if not inputs:
         return {}
@@ -112,11 +118,21 @@ def input_values(
     if any(item.is_site for item in inputs):
         # A covariate that is not finite shall be named, before a distribution complains.
         with pyro.validation_enabled(is_validate=False), torch.no_grad(), seeded(0):
-            trace = run_model(model, args, kwargs)
+            trace = run_model(with_rows(model, rows), args, kwargs)
     return {
-        item.name: leading_value(trace[item.name]) if item.is_site else arguments[item.name]
+        item.name: leading_value(trace[item.name])
+        if item.is_site
+        else _rows_of(arguments[item.name], item, rows or {})
         for item in inputs
     }
+
+
+def _rows_of(value: Tensor, item: InputInfo, rows: Mapping[str, Tensor]) -> Tensor:
+    """An argument at the rows of subsampled plates."""
+    for axis, plate in enumerate(item.plates):
+        if plate in rows:
+            value = value.index_select(axis, rows[plate])
+    return value
 
 
 def check_inputs_finite(values: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,15 +65,40 @@ class StackedMLP(nn.Module):
         """
         is_one = index is not None
         rows = (-1, inputs.shape[-1]) if is_one else (len(inputs), -1, inputs.shape[-1])
-        hidden = inputs.reshape(rows)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                hidden = gelu(hidden)
-            if is_one:
-                hidden = torch.addmm(bias[index], hidden, weight[index])
-            else:
-                hidden = torch.baddbmm(bias, hidden, weight)
+        hidden = self._layer(0, inputs.reshape(rows), index)
+        for layer in range(1, len(self.weights)):
+            hidden = self._layer(layer, gelu(hidden), index)
         return hidden.reshape(*inputs.shape[:-1], hidden.shape[-1])
+
+    def read_parts(
+        self, parts: Sequence[Tensor], spread: Sequence[Callable[[Tensor], Tensor]]
+    ) -> Tensor:
+        """Evaluate the first network on features side by side, without putting them there.
+
+        The first layer is linear, so each part is multiplied at its own size and then spread.
+
+        Args:
+            parts: Shape `(*own batch, size)` each, `in_size` in all.
+            spread: For each part what brings it to the batch shape of all, linear.
+
+        Returns:
+            Shape `(*batch, out_size)`.
+        """
+        weights = torch.split(self.weights[0][0], [part.shape[-1] for part in parts])
+        products = [
+            take(part @ weight) for part, weight, take in zip(parts, weights, spread, strict=True)
+        ]
+        first = sum(products[1:], products[0] + self.biases[0][0])
+        hidden = first.reshape(-1, first.shape[-1])
+        for layer in range(1, len(self.weights)):
+            hidden = self._layer(layer, gelu(hidden), 0)
+        return hidden.reshape(*first.shape[:-1], hidden.shape[-1])
+
+    def _layer(self, layer: int, inputs: Tensor, index: int | None) -> Tensor:
+        weight, bias = self.weights[layer], self.biases[layer]
+        if index is None:
+            return torch.baddbmm(bias, inputs, weight)
+        return torch.addmm(bias[index], inputs, weight[index])
 
 
 class Convolution(nn.Module):

@@ -32,7 +32,7 @@ class _Free(Messenger):
     """Draws observed sites; the host's `uncondition` also redraws deterministic sites."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        is_kept = is_computed(msg) or is_factor(msg) or msg["infer"].get(_IS_FIXED)
+        is_kept = is_computed(msg) or is_factor(msg) or _is_rows(msg) or msg["infer"].get(_IS_FIXED)
         if msg["is_observed"] and not is_kept:
             msg["is_observed"] = False
             msg["value"] = None
@@ -49,6 +49,11 @@ class _Keep(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and msg["name"] in self.names:
             msg["infer"] = {**msg["infer"], _IS_FIXED: True}
+
+
+def _is_rows(node: Mapping[str, Any]) -> bool:
+    """Whether a site is the statement of a plate, whose value are its rows."""
+    return type(node["fn"]).__name__ == "_Subsample"
 
 
 def free_data(model: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,6 +82,17 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def with_rows(model: Callable[..., Any], rows: Mapping[str, Any] | None) -> Callable[..., Any]:
+    """The model with its subsampled plates at given rows.
+
+    Args:
+        model: The user's model.
+        rows: For each subsampled plate the indices of its rows; drawn if None or empty.
+    """
+    at_rows: Callable[..., Any] = poutine.condition(model, data=dict(rows)) if rows else model
+    return at_rows
 
 
 def run_model(
@@ -153,9 +169,9 @@ def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
             continue
         if node["type"] == "param":
             trace[name] = dict(node)
-        elif type(node["fn"]).__name__ == "_Subsample":
+        elif _is_rows(node):
             sizes = (node["fn"].size, node["fn"].subsample_size)
-            trace[name] = {"type": "plate", "name": name, "args": sizes}
+            trace[name] = {"type": "plate", "name": name, "args": sizes, "value": node["value"]}
         else:
             frames = [
                 frame
@@ -196,6 +212,15 @@ def read_subsample_sizes(trace: Trace) -> dict[str, tuple[int, int]]:
         name: (site["args"][0], site["args"][1] or site["args"][0])
         for name, site in trace.items()
         if site["type"] == "plate"
+    }
+
+
+def drawn_rows(trace: Trace) -> dict[str, Any]:
+    """The rows that a trace looks at, for each plate with a subsample size."""
+    return {
+        name: site["value"]
+        for name, site in trace.items()
+        if site["type"] == "plate" and site["args"][1] is not None
     }
 
 

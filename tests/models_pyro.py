@@ -983,10 +983,13 @@ def shared_mean(x=None, num_rows=10, batch_size=10):
         pyro.sample("x", dist.Normal(mu, 1.0), obs=None if x is None else x[rows])
 
 
-def covariate_of_drawn_rows(weight, x=None):
-    z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(weight), subsample_size=3) as rows:
-        pyro.sample("x", dist.Normal(z * weight[rows], 1.0), obs=None if x is None else x[rows])
+def covariate_of_drawn_rows(weight, x=None, batch_size=10, *, with_mean=True):
+    """Prior and likelihood of each row read its covariate, which the statement `t` hands on."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0)) if with_mean else 0.0
+    with pyro.plate("data", len(weight), subsample_size=batch_size) as rows:
+        t = pyro.deterministic("t", weight[rows])
+        z = pyro.sample("z", dist.Normal(mu + t, 1.0))
+        pyro.sample("x", dist.Normal(z - 2.0 * t, 0.5), obs=None if x is None else x[rows])
 
 
 def group_of_drawn_rows(group, num_groups, x=None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -119,13 +120,15 @@ class PooledFeatures(EmbeddingNetwork):
         squashed = jnp.arcsinh(values)
         skipped = [squashed, *_moments(values, pooling)]
         features = self._pool(self.features(read, 0), skipped, pooling)
+        base = pooling.levels[0].plates
+        spread = [
+            partial(pooling.spread, plates=level.plates, wanted=base)
+            for level in (pooling.levels[0], *pooling.levels)
+        ]
         for exchange in self.exchanges:
-            base = pooling.levels[0].plates
-            seen = [squashed] + [
-                pooling.spread(part, level.plates, base)
-                for part, level in zip(features, pooling.levels, strict=True)
-            ]
-            features = self._pool(features[0] + exchange(join_features(seen), 0), skipped, pooling)
+            features = self._pool(
+                features[0] + exchange.read_parts([squashed, *features], spread), skipped, pooling
+            )
         return [join_features([*pair]) for pair in zip(features, skipped, strict=True)]
 
     def _pool(self, features: Array, skipped: Sequence[Array], pooling: Pooling) -> list[Array]:

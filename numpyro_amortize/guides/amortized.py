@@ -239,9 +239,9 @@ class AmortizedGuide:
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         params = {name: numpyro.param(name, value) for name, value in self._init_params.items()}
         params |= host_params(self.model, self.structure, args, kwargs)
-        call = self.call_values(args, kwargs, found)
+        call = self.call_values(args, kwargs, found, rows=plates.rows)
         plates.open(call.sizes)
-        latents = self._run(params, args, kwargs, found, call, 0, plates.sample)
+        latents = self._run(params, args, kwargs, found, call, 0, plates.sample, plates.rows)
         plates.sample_unobserved(latents, found)
         return latents
 
@@ -420,6 +420,7 @@ class AmortizedGuide:
         call: CallValues,
         batch_dims: int,
         draw: Callable[[SiteInfo, dist.Distribution], Array],
+        rows: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         chain, standardisation = self._weights.unpack(params)
         contexts = chain.contexts(standardisation, observations, call, batch_dims)
@@ -428,7 +429,9 @@ class AmortizedGuide:
         for site in self.structure.latents:
             conditionals: Conditionals = {}
             if site.is_conditional:
-                own = self._conditional(site, params, args, kwargs, latents, batch_dims)
+                own = self._conditional(
+                    site, params, args, kwargs, {**latents, **(rows or {})}, batch_dims
+                )
                 conditionals = {site.name: own}
             distribution = chain.distribution(
                 site, standardisation, contexts, features, conditionals
@@ -445,11 +448,11 @@ class AmortizedGuide:
         observations: Mapping[str, Array],
         batch_dims: int = 0,
         true_sizes: Mapping[str, Any] | None = None,
+        rows: Mapping[str, Array] | None = None,
     ) -> CallValues:
         """What one call gives to the networks besides its data."""
-        return read_call(
-            self.model, self.structure, args, kwargs, observations, batch_dims, true_sizes or {}
-        )
+        model, structure, sizes = self.model, self.structure, true_sizes or {}
+        return read_call(model, structure, args, kwargs, observations, batch_dims, sizes, rows)
 
     def _conditional(
         self,

@@ -129,6 +129,7 @@ def read_call(
     observations: Mapping[str, Array],
     batch_dims: int,
     true_sizes: Mapping[str, Any],
+    rows: Mapping[str, Array] | None,
 ) -> CallValues:
     """Read the values of a call; sizes come from the data, or from the model where they point.
 
@@ -140,6 +141,7 @@ def read_call(
         observations: Data by site with `batch_dims` leading axes.
         batch_dims: Number of leading axes of data sets.
         true_sizes: For each padded plate the number of its elements that exist.
+        rows: For each subsampled plate the indices of its rows in this call; all if None.
 
     Returns:
         The values.
@@ -157,10 +159,10 @@ def read_call(
         check_indices(structure, arguments, sizes)
     factors = {}
     if structure.subsampled:
-        rows = subsample_sizes(model, args, kwargs)
-        factors = {plate: rows[plate][0] / rows[plate][1] for plate in structure.subsampled}
+        found = subsample_sizes(model, args, kwargs)
+        factors = {plate: found[plate][0] / found[plate][1] for plate in structure.subsampled}
     return CallValues(
-        inputs=input_values(model, args, kwargs, structure.inputs),
+        inputs=input_values(model, args, kwargs, structure.inputs, rows),
         indices={group.name: jnp.asarray(arguments[group.name]) for group in structure.groups},
         sizes=sizes,
         factors=factors,

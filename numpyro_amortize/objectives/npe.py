@@ -377,6 +377,13 @@ def _check_subsamples(
                 f"{outside} outside the plate depend on all of them. Train on the whole plate, "
                 "or use a bound of the host such as Trace_ELBO"
             )
+        read = [item.name for item in structure.inputs if plate in item.plates]
+        if num_rows < size and read:
+            raise ValueError(
+                f"plate '{plate}': NPE would simulate other {num_rows} of {size} rows in every "
+                f"run, and the inputs {read} go with them. Train on the whole plate, or use a "
+                "bound of the host such as Trace_ELBO"
+            )
 
 
 def nonfinite_message(simulations: Simulations) -> str:

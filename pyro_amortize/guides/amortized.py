@@ -33,7 +33,7 @@ from pyro_amortize.reading import Parents, read_structure
 from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
-from pyro_amortize.tracing import seeded
+from pyro_amortize.tracing import seeded, with_rows
 
 
 class AmortizedGuide(PyroModule):
@@ -253,8 +253,9 @@ class AmortizedGuide(PyroModule):
         plates = HostPlates(self.model, self.structure, args, kwargs)
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         self.register()
-        plates.open(self.call_values(args, kwargs, found).sizes)
-        latents = self._run(args, kwargs, found, 0, plates.sample)
+        call = self.call_values(args, kwargs, found, rows=plates.rows)
+        plates.open(call.sizes)
+        latents = self._run(args, kwargs, found, call, 0, plates.sample, plates.rows)
         plates.sample_unobserved(latents, found)
         return latents
 
@@ -355,11 +356,11 @@ class AmortizedGuide(PyroModule):
             `log_tails` of `draw_with_tails`. The first axis of given ones has length 1.
         """
         batch_shape = next(iter((given or observations).values())).shape[:batch_dims]
-        sizes = self.call_values(args, kwargs, observations, batch_dims).sizes
+        call = self.call_values(args, kwargs, observations, batch_dims)
         draws = PlainDraws(
-            self.structure, sizes, (num_samples, *batch_shape), given or {}, is_heavy
+            self.structure, call.sizes, (num_samples, *batch_shape), given or {}, is_heavy
         )
-        self._run(args, kwargs, observations, batch_dims, draws.sample)
+        self._run(args, kwargs, observations, call, batch_dims, draws.sample)
         return draws
 
     def site_log_probs(
@@ -386,7 +387,8 @@ class AmortizedGuide(PyroModule):
         Returns:
             Shape `(*batch, *aligned plates)` per site, in nats, constrained space.
         """
-        constants, contexts = self._contexts(args, kwargs, observations, batch_dims)
+        call = self.call_values(args, kwargs, observations, batch_dims)
+        constants, contexts = self._contexts(observations, call, batch_dims)
         packed = {}
         for site in self.structure.latents:
             if site.is_conditional:
@@ -433,12 +435,14 @@ class AmortizedGuide(PyroModule):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Tensor],
+        call: CallValues,
         batch_dims: int,
         draw: Callable[[SiteInfo, Any], Tensor],
+        rows: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Go through the sites; values are in the host's layout, batch axes to the left."""
-        constants, contexts = self._contexts(args, kwargs, observations, batch_dims)
-        chain, model, structure = self._chain(), self.model, self.structure
+        constants, contexts = self._contexts(observations, call, batch_dims)
+        chain, model, structure = self._chain(), with_rows(self.model, rows), self.structure
         nesting, is_vectorized = structure.max_plate_nesting, self.is_vectorized
         latents: dict[str, Tensor] = {}
         features: dict[str, Tensor] = {}
@@ -462,21 +466,18 @@ class AmortizedGuide(PyroModule):
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Tensor],
         batch_dims: int = 0,
+        rows: Mapping[str, Tensor] | None = None,
     ) -> CallValues:
         """What one call gives to the networks besides its data."""
-        return read_call(self.model, self.structure, args, kwargs, observations, batch_dims)
+        model, structure = self.model, self.structure
+        return read_call(model, structure, args, kwargs, observations, batch_dims, rows)
 
     def _chain(self) -> PosteriorChain:
         """The networks, past the host's hook that would register them at every access."""
         return cast(PosteriorChain, self._modules["chain"])
 
     def _contexts(
-        self,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        observations: Mapping[str, Tensor],
-        batch_dims: int,
+        self, observations: Mapping[str, Tensor], call: CallValues, batch_dims: int
     ) -> tuple[Standardisation, Contexts]:
         constants = Standardisation.from_vector(self.structure, self.standardisation)
-        call = self.call_values(args, kwargs, observations, batch_dims)
         return constants, self._chain().contexts(constants, observations, call, batch_dims)

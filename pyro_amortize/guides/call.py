@@ -121,6 +121,7 @@ def read_call(
     kwargs: Mapping[str, Any],
     observations: Mapping[str, Tensor],
     batch_dims: int,
+    rows: Mapping[str, Tensor] | None,
 ) -> CallValues:
     """Read the values of a call; sizes come from the data, or from the model where they point.
 
@@ -131,6 +132,7 @@ def read_call(
         kwargs: The model's keyword arguments.
         observations: Data by site with `batch_dims` leading axes.
         batch_dims: Number of leading axes of data sets.
+        rows: For each subsampled plate the indices of its rows in this call; all if None.
 
     Returns:
         The values.
@@ -148,10 +150,10 @@ def read_call(
         check_indices(structure, arguments, sizes)
     factors = {}
     if structure.subsampled:
-        rows = subsample_sizes(model, args, kwargs)
-        factors = {plate: rows[plate][0] / rows[plate][1] for plate in structure.subsampled}
+        found = subsample_sizes(model, args, kwargs)
+        factors = {plate: found[plate][0] / found[plate][1] for plate in structure.subsampled}
     return CallValues(
-        inputs=input_values(model, args, kwargs, structure.inputs),
+        inputs=input_values(model, args, kwargs, structure.inputs, rows),
         indices={group.name: arguments[group.name] for group in structure.groups},
         sizes=sizes,
         factors=factors,

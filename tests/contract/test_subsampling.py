@@ -116,25 +116,72 @@ def test_an_answer_needs_rows_that_the_user_chooses(host):
     assert host.sample(amortized.at(host.array(X), 10, 10), 5)["z"].shape == (5, 10)
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "expected"),
-    [
-        (
-            "covariate_of_drawn_rows",
-            {"inputs": {"weight": "data"}},
-            "input 'weight': covariates along the subsampled plate 'data' are not supported",
-        ),
-        (
-            "group_of_drawn_rows",
-            {"groups": {"group": ("groups", "data")}, "sizes": {"num_groups": "groups"}},
-            "groups 'group': index vectors from or into a subsampled plate are not supported",
-        ),
-    ],
-)
-def test_what_does_not_go_with_subsampling(host, name, options, expected):
-    guide = host.guide(getattr(host.models, name), observed="x", **options)
-    first = np.array([0, 1, 1, 0, 1]) if name.startswith("group") else np.ones(5)
-    args = (host.array(first), 2) if name.startswith("group") else (host.array(first),)
-    with pytest.raises(ValueError, match="cannot be built for this model") as caught:
-        guide.setup(*args)
-    assert expected in str(caught.value)
+WEIGHT = np.linspace(-1.0, 2.0, 10)
+
+
+def guide_with_covariates(host, name="weight", **options):
+    model = host.models.covariate_of_drawn_rows
+    settings = {"sizes": {"batch_size": "data"}, "inputs": {name: "data"}}
+    return model, host.guide(model, observed="x", **settings, **options)
+
+
+@pytest.mark.parametrize("name", ["weight", "t"])
+def test_covariates_are_those_of_the_drawn_rows(host, name):
+    """An argument has all rows; a deterministic site has those that the model looks at."""
+    model, guide = guide_with_covariates(host, name)
+    args = (host.array(WEIGHT), host.array(X))
+    amortized = host.scrambled(model, guide, *args, 4, scale=0.1)
+    for seed in range(3):
+        of_guide, of_model = traces(host, amortized, model, *args, 4, seed=seed)
+        rows = np.asarray(of_guide["data"]["value"])
+        np.testing.assert_array_equal(np.asarray(of_model["data"]["value"]), rows)
+        mu, z = (backends.numpy_tree(of_guide[site]["value"]) for site in ("mu", "z"))
+        latents = {"mu": mu[None], "z": z[None]}
+        small = (host.array(WEIGHT[rows]), None, 4)
+        own = host.site_log_probs(amortized, small, latents, {"x": X[rows][None]})["z"].ravel()
+        fn, value = of_guide["z"]["fn"], of_guide["z"]["value"]
+        found = backends.numpy_tree(fn.log_prob(value))
+        np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-4)
+        wrong = (host.array(WEIGHT[:4]), None, 4)
+        other = host.site_log_probs(amortized, wrong, latents, {"x": X[rows][None]})["z"].ravel()
+        assert np.abs(other - own).max() > 1e-3  # the covariates matter
+
+
+@pytest.mark.slow
+def test_training_on_batches_with_covariates(host):
+    """Exact: z given mu is Normal((mu + t + 4 (x + 2 t)) / 5, 1 / 5)."""
+    normal = host.package.NormalDensity(hidden_dims=(16,))
+    model, guide = guide_with_covariates(host, densities=normal)
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=400)
+    x = 0.5 + rng.normal(size=400) * np.sqrt(1.25) - weight
+    args = (host.array(weight), host.array(x), 50)
+    objective = host.trace_elbo(4)
+    amortized = host.fit(model, guide, objective, args=args, num_steps=800, learning_rate=2e-2)
+    posterior = amortized.at(host.array(weight), host.array(x), 400)
+    draws = host.sample(posterior, 4000)
+    exact = (draws["mu"][:, None] + weight + 4 * (x + 2 * weight)) / 5
+    error = draws["z"] - exact
+    assert np.sqrt((error.mean(0) ** 2).mean()) < 0.1 * np.sqrt(0.2)
+    assert np.abs(error.std() / np.sqrt(0.2) - 1) < 0.05
+    precision = 1 + 400 / 1.25
+    mean = (x + weight).sum() / 1.25 / precision
+    assert abs(draws["mu"].mean() - mean) < 0.3 * precision**-0.5
+
+
+def test_npe_refuses_covariates_of_rows_that_change(host):
+    model, guide = guide_with_covariates(host)
+    call = {"weight": host.array(WEIGHT), "batch_size": 3, "with_mean": False}
+    with pytest.raises(ValueError, match=r"NPE would simulate other 3 of 10 rows .*\['weight'\]"):
+        host.fit(model, guide, host.package.NPE(8), kwargs=call, num_steps=1)
+
+
+def test_index_vectors_do_not_go_with_subsampling(host):
+    guide = host.guide(
+        host.models.group_of_drawn_rows,
+        observed="x",
+        groups={"group": ("groups", "data")},
+        sizes={"num_groups": "groups"},
+    )
+    with pytest.raises(ValueError, match="groups 'group': index vectors from or into a subsampled"):
+        guide.setup(host.array(np.array([0, 1, 1, 0, 1])), 2)

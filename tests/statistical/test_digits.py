@@ -21,9 +21,9 @@ def learned_parameters(host, amortized):
 
 
 def test_elbo_reaches_the_evidence_and_the_guide_the_posterior(host):
-    model, package = host.models.digits_components, host.package
+    model = host.models.digits_components
     sizes = {"num_rows": "images", "batch_size": "images"}
-    guide = host.guide(model, observed="x", sizes=sizes, densities=package.NormalDensity())
+    guide = host.guide(model, observed="x", sizes=sizes)
     images = host.array(DIGITS.images)
     args = (images, DIGITS.num_rows, BATCH_SIZE)
     amortized = host.fit(
