@@ -24,19 +24,31 @@ def kidscore_momiq(mom_iq, kid_score=None):
 
 
 def logearn_interaction(height, male, log_earn=None):
-    """Height in units of 4 inches from 67."""
-    centre = numpyro.sample("centre", dist.Normal(9.0, 2.0))
-    slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
-    shift = numpyro.sample("shift", dist.Normal(0.0, 2.0))
-    change = numpyro.sample("change", dist.Normal(0.0, 1.0))
+    """A line for women and one for men, each around its own height in units of 4 inches."""
+    centre_w = numpyro.sample("centre_w", dist.Normal(9.0, 2.0))
+    slope_w = numpyro.sample("slope_w", dist.Normal(0.0, 1.0))
+    centre_m = numpyro.sample("centre_m", dist.Normal(9.0, 2.0))
+    slope_m = numpyro.sample("slope_m", dist.Normal(0.0, 1.0))
     sigma = numpyro.sample("sigma", dist.HalfNormal(3.0))
-    women = [centre - 67.0 * slope / 4.0, slope / 4.0]
-    men = [shift - 67.0 * change / 4.0, change / 4.0]
-    numpyro.deterministic("beta", jnp.stack(women + men, -1))
+    women = [centre_w - 64.0 * slope_w / 4.0, slope_w / 4.0]
+    men = [centre_m - 70.0 * slope_m / 4.0, slope_m / 4.0]
+    beta = [*women, men[0] - women[0], men[1] - women[1]]
+    numpyro.deterministic("beta", jnp.stack(beta, -1))
     with numpyro.plate("people", len(height), dim=-1):
-        z = (height - 67.0) / 4.0
-        mean = centre + slope * z + (shift + change * z) * male
+        of_women = centre_w + slope_w * (height - 64.0) / 4.0
+        of_men = centre_m + slope_m * (height - 70.0) / 4.0
+        mean = of_women + (of_men - of_women) * male
         numpyro.sample("log_earn", dist.Normal(mean, sigma), obs=log_earn)
+
+
+def ark(lags, y=None):
+    """A regression on the values before: the same likelihood as of the series, not its law."""
+    alpha = numpyro.sample("alpha", dist.Normal(0.0, 10.0))
+    beta = numpyro.sample("beta", dist.Normal(0.0, 10.0).expand([5]).to_event(1))
+    sigma = numpyro.sample("sigma", dist.HalfCauchy(2.5))
+    with numpyro.plate("steps", len(lags), dim=-1):
+        mean = alpha + (lags * beta).sum(-1)
+        numpyro.sample("y", dist.Normal(mean, sigma), obs=y)
 
 
 def gp_regr(x, y=None):

@@ -22,19 +22,31 @@ def kidscore_momiq(mom_iq, kid_score=None):
 
 
 def logearn_interaction(height, male, log_earn=None):
-    """Height in units of 4 inches from 67."""
-    centre = pyro.sample("centre", dist.Normal(9.0, 2.0))
-    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
-    shift = pyro.sample("shift", dist.Normal(0.0, 2.0))
-    change = pyro.sample("change", dist.Normal(0.0, 1.0))
+    """A line for women and one for men, each around its own height in units of 4 inches."""
+    centre_w = pyro.sample("centre_w", dist.Normal(9.0, 2.0))
+    slope_w = pyro.sample("slope_w", dist.Normal(0.0, 1.0))
+    centre_m = pyro.sample("centre_m", dist.Normal(9.0, 2.0))
+    slope_m = pyro.sample("slope_m", dist.Normal(0.0, 1.0))
     sigma = pyro.sample("sigma", dist.HalfNormal(3.0))
-    women = [centre - 67.0 * slope / 4.0, slope / 4.0]
-    men = [shift - 67.0 * change / 4.0, change / 4.0]
-    pyro.deterministic("beta", torch.stack(women + men, -1), event_dim=1)
+    women = [centre_w - 64.0 * slope_w / 4.0, slope_w / 4.0]
+    men = [centre_m - 70.0 * slope_m / 4.0, slope_m / 4.0]
+    beta = [*women, men[0] - women[0], men[1] - women[1]]
+    pyro.deterministic("beta", torch.stack(beta, -1), event_dim=1)
     with pyro.plate("people", len(height), dim=-1):
-        z = (height - 67.0) / 4.0
-        mean = centre + slope * z + (shift + change * z) * male
+        of_women = centre_w + slope_w * (height - 64.0) / 4.0
+        of_men = centre_m + slope_m * (height - 70.0) / 4.0
+        mean = of_women + (of_men - of_women) * male
         pyro.sample("log_earn", dist.Normal(mean, sigma), obs=log_earn)
+
+
+def ark(lags, y=None):
+    """A regression on the values before: the same likelihood as of the series, not its law."""
+    alpha = pyro.sample("alpha", dist.Normal(0.0, 10.0))
+    beta = pyro.sample("beta", dist.Normal(0.0, 10.0).expand([5]).to_event(1))
+    sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
+    with pyro.plate("steps", len(lags), dim=-1):
+        mean = alpha + (lags * beta).sum(-1)
+        pyro.sample("y", dist.Normal(mean, sigma), obs=y)
 
 
 def gp_regr(x, y=None):

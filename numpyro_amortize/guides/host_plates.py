@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
@@ -57,11 +58,22 @@ class HostPlates:
                 self._plates[name] = numpyro.plate(name, size, dim=info.dim)
 
     def sample(self, site: SiteInfo, distribution: dist.Distribution) -> Array:
-        """The host's sample statement of a latent site inside its plates."""
+        """The host's sample statement of a latent site inside its plates.
+
+        Raises:
+            ValueError: If the host enumerates the site, which later sites cannot read.
+        """
         with ExitStack() as stack:
             for name in (*site.plates, *site.event_plates):
                 stack.enter_context(self._plates[name])
-            return numpyro.sample(site.name, distribution)
+            value = numpyro.sample(site.name, distribution)
+        if jnp.ndim(value) > len(distribution.shape()):
+            raise ValueError(
+                f"site '{site.name}': is enumerated in the guide, which draws one value of it. "
+                "Enumerate it in the model, config_enumerate(model), and hide it from the guide: "
+                f"handlers.block(guide, hide=['{site.name}']); or use NPE()"
+            )
+        return value
 
     def sample_unobserved(
         self, latents: Mapping[str, Array], observations: Mapping[str, Array]

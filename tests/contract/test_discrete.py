@@ -434,6 +434,44 @@ def test_labels_summed_out_by_the_host(pyro_host):
         )
 
 
+def test_labels_summed_out_by_the_hosts_funsors(numpyro_host):
+    """The same in NumPyro, whose `TraceEnum_ELBO` needs the library funsor."""
+    pytest.importorskip("funsor")
+    import jax
+    from numpyro import handlers
+    from numpyro.contrib.funsor import config_enumerate
+
+    host, problem = numpyro_host, PROBLEMS["mixture_assignments"]
+    model = host.models.mixture_assignments
+    guide = host.guide(model, observed="y").setup()
+    y = problem.sample_joint(np.random.default_rng(3), 1)[1]["y"][0]
+    hidden = handlers.block(guide, hide=["z"])
+    bound = host.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    params = guide.init_params()
+    for seed in range(3):
+        key = host.key(seed)
+        loss = bound.loss(key, params, config_enumerate(model), hidden, host.array(y))
+        of_guide = handlers.seed(handlers.substitute(hidden, params), jax.random.split(key)[1])
+        site = handlers.trace(of_guide).get_trace(host.array(y))["mu"]
+        mu, log_q = np.asarray(site["value"]), float(site["fn"].log_prob(site["value"]))
+        rows = np.log(problem.weights) + norm.logpdf(y[:, None], mu, problem.noise)
+        joint = norm.logpdf(mu, problem.centres, problem.spread).sum()
+        joint += logsumexp(rows, axis=1).sum()
+        assert -loss == pytest.approx(joint - log_q, abs=1e-3)
+
+
+def test_labels_enumerated_in_the_guide_are_refused_in_numpyro(numpyro_host):
+    pytest.importorskip("funsor")
+    from numpyro.contrib.funsor import config_enumerate
+
+    host, model = numpyro_host, numpyro_host.models.regimes
+    guide = host.guide(model, observed="y").setup()
+    bound = host.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    y = host.array(np.array([0.3, 1.0, -0.2]))
+    with pytest.raises(ValueError, match="site 'c': is enumerated in the guide"):
+        bound.loss(host.key(0), guide.init_params(), model, config_enumerate(guide), y)
+
+
 def test_labels_enumerated_in_the_guide(pyro_host):
     """The host sums over a label's values; later sites of the guide are drawn for each of them."""
     from pyro import poutine
