@@ -16,6 +16,7 @@ from numpyro_amortize.structure import InputInfo, PlateInfo
 from numpyro_amortize.tracing import (
     Trace,
     carries_plates,
+    drawn_rows,
     leading_value,
     read_subsample_sizes,
     run_model,
@@ -32,7 +33,7 @@ def read_inputs(
     inputs: InputPlates,
     plates: Mapping[str, PlateInfo],
     trace: Trace,
-    run: Callable[[int], Trace],
+    run: Callable[[int, Mapping[str, Any]], Trace],
 ) -> tuple[tuple[InputInfo, ...], list[str]]:
     """The declared covariates, and what is wrong with them.
 
@@ -41,7 +42,7 @@ def read_inputs(
         inputs: For each covariate the plate or plates of its leading dimensions, or None.
         plates: The plates of the model.
         trace: One run of the model.
-        run: Runs the model with a seed and returns its trace.
+        run: Runs the model with a seed, at given rows of subsampled plates.
     """
     infos, problems = [], []
     computed = [name for name, site in trace.items() if site["type"] == "deterministic"]
@@ -65,7 +66,8 @@ def read_inputs(
         else:
             shape, rows = jnp.shape(value), read_subsample_sizes(trace)
             # What the model computes has the rows that it looks at, an argument has all.
-            expected = tuple(rows[plate][1 if is_site else 0] for plate in along)
+            sizes = (rows.get(plate, (plates[plate].size,) * 2) for plate in along)
+            expected = tuple(size[1 if is_site else 0] for size in sizes)
             if shape[: len(along)] != expected:
                 problems.append(
                     f"input '{name}': expected leading shape {expected} for plates "
@@ -77,7 +79,7 @@ def read_inputs(
 
 
 def _site_problems(
-    name: str, along: tuple[str, ...], trace: Trace, run: Callable[[int], Trace]
+    name: str, along: tuple[str, ...], trace: Trace, run: Callable[[int, Mapping[str, Any]], Trace]
 ) -> list[str]:
     """Deterministic sites that are drawn, or that lie in other plates than declared."""
     site, problems = trace[name], []
@@ -88,7 +90,10 @@ def _site_problems(
             f"{[frame.name for frame in own]}, declared are {list(along)}; declare its own"
         )
     value = leading_value(site)
-    if any(not jnp.array_equal(value, leading_value(run(seed)[name])) for seed in _CHECKED_RUNS):
+    rows = {plate: drawn for plate, drawn in drawn_rows(trace).items() if plate in along}
+    if any(
+        not jnp.array_equal(value, leading_value(run(seed, rows)[name])) for seed in _CHECKED_RUNS
+    ):
         problems.append(
             f"input '{name}': this deterministic site changes with what the model draws, so the "
             "guide would read what it has to infer. Compute it from arguments alone, or leave it "

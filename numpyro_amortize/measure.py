@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from numpyro_amortize.covariates import input_values
 from numpyro_amortize.layout import pack, pack_moments, pack_plain
-from numpyro_amortize.simulate import compiled_rows
+from numpyro_amortize.simulate import simulate_rows
 from numpyro_amortize.standardisation import Standardisation, robust_moments
 from numpyro_amortize.structure import ModelStructure
 
@@ -40,13 +42,24 @@ def measure(
     conditional = tuple(site.name for site in structure.latents if site.is_conditional)
     simulated = _of_few_shapes(calls)
     num = max(_NUM_SIMULATIONS // len(simulated), 1)
+
+    def run_once(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Array) -> Any:
+        return jax.jit(partial(simulate_rows, model, num, args, kwargs, conditional=conditional))(
+            rng_key=key
+        )
+
+    @eqx.filter_jit
+    def run_any(args: tuple[Any, ...], kwargs: Mapping[str, Any], key: Array) -> Any:
+        return simulate_rows(model, num, args, kwargs, key, conditional)
+
+    # A model may look at arrays of its one call, but not at those that a sampler draws anew.
+    run = run_once if len(calls) == 1 else run_any
     draws: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
     parents: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
     data: dict[str, list[Array]] = {site.name: [] for site in structure.observed}
     inputs: dict[str, list[Array]] = {item.name: [] for item in structure.inputs}
     for number, (args, kwargs) in enumerate(simulated):
-        key = jax.random.key(number)
-        values, moments = compiled_rows(model, num, args, kwargs, key, conditional)
+        values, moments = run(args, kwargs, jax.random.key(number))
         for site in structure.latents:
             coordinates, _ = pack(structure, site, values[site.name], 1)
             if site.support.is_discrete:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -126,9 +125,7 @@ def read_structure(
     problems += plate_problem_list
     problems += group_problems(model, args, kwargs, group_infos, plates)
     problems += size_problems(arguments, sizes, plates)
-    input_infos, input_problem_list = read_inputs(
-        arguments, inputs, plates, trace, partial(run, rows=drawn_rows(trace))
-    )
+    input_infos, input_problem_list = read_inputs(arguments, inputs, plates, trace, run)
     problems += input_problem_list
     latent_sites, support_problems = _read_latents(sites, again, (*observed, *fixed), plates)
     problems += support_problems
@@ -409,7 +406,15 @@ def _mask_shape_problems(structure: ModelStructure, arguments: Mapping[str, Any]
             shape[plate.dim] = plate.size
         if info.has_positions:
             shape += structure.site(info.site).event_shape
-        found.append(None if mask is None else mask_shape_problem(info, mask, shape))
+        problem = None if mask is None else mask_shape_problem(info, mask, shape)
+        drawn = [plate.name for plate in plates if plate.is_subsampled]
+        if problem and drawn:
+            problem = (
+                f"missing '{info.argument}': a mask of rows of the subsampled plate '{drawn[0]}' "
+                f"is not supported. Mark what is missing by NaN in the data, missing='{info.site}', "
+                "or call the model with the whole plate"
+            )
+        found.append(problem)
     return [problem for problem in found if problem]
 
 

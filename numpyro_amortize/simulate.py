@@ -170,7 +170,7 @@ def simulate_rows(
     return jax.vmap(one)(jax.random.split(rng_key, num_simulations))
 
 
-compiled_rows = eqx.filter_jit(simulate_rows)  # once for each model and shape of its arguments
+_compiled_rows = eqx.filter_jit(simulate_rows)  # once for each model and shape of its arguments
 
 
 def simulate(
@@ -217,7 +217,7 @@ def simulate(
     key = jax.random.key(0) if rng_key is None else rng_key
     if method != "loop":
         try:
-            return count_nonfinite(compiled_rows(model, num_simulations, args, kwargs, key)[0])
+            return count_nonfinite(_compiled_rows(model, num_simulations, args, kwargs, key)[0])
         except jax.errors.JAXTypeError as error:
             if method == "vectorized":
                 raise

@@ -369,7 +369,7 @@ class PlateCheck:
             return value
         whole = self._bound.arguments[name].clone()
         index = [
-            self._rows.get(plate, torch.arange(size, device=whole.device))
+            self._rows.get(plate, torch.arange(size)).to(whole.device)
             for plate, size in zip(plates, whole.shape, strict=False)
         ]
         whole[torch.meshgrid(*index, indexing="ij")] = value

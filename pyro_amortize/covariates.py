@@ -14,6 +14,7 @@ from pyro_amortize.structure import InputInfo, PlateInfo
 from pyro_amortize.tracing import (
     Trace,
     carries_plates,
+    drawn_rows,
     leading_value,
     read_subsample_sizes,
     run_model,
@@ -31,7 +32,7 @@ def read_inputs(
     inputs: InputPlates,
     plates: Mapping[str, PlateInfo],
     trace: Trace,
-    run: Callable[[int], Trace],
+    run: Callable[[int, Mapping[str, Any]], Trace],
 ) -> tuple[tuple[InputInfo, ...], list[str]]:
     """The declared covariates, and what is wrong with them.
 
@@ -40,7 +41,7 @@ def read_inputs(
         inputs: For each covariate the plate or plates of its leading dimensions, or None.
         plates: The plates of the model.
         trace: One run of the model.
-        run: Runs the model with a seed and returns its trace.
+        run: Runs the model with a seed, at given rows of subsampled plates.
     """
     infos, problems = [], []
     computed = [name for name, site in trace.items() if site["type"] == "deterministic"]
@@ -64,7 +65,8 @@ def read_inputs(
         else:
             shape, rows = tuple(value.shape), read_subsample_sizes(trace)
             # What the model computes has the rows that it looks at, an argument has all.
-            expected = tuple(rows[plate][1 if is_site else 0] for plate in along)
+            sizes = (rows.get(plate, (plates[plate].size,) * 2) for plate in along)
+            expected = tuple(size[1 if is_site else 0] for size in sizes)
             if shape[: len(along)] != expected:
                 problems.append(
                     f"input '{name}': expected leading shape {expected} for plates "
@@ -76,7 +78,7 @@ def read_inputs(
 
 
 def _site_problems(
-    name: str, along: tuple[str, ...], trace: Trace, run: Callable[[int], Trace]
+    name: str, along: tuple[str, ...], trace: Trace, run: Callable[[int, Mapping[str, Any]], Trace]
 ) -> list[str]:
     """Deterministic sites that are drawn, or that lie in other plates than declared."""
     site, problems = trace[name], []
@@ -87,7 +89,8 @@ def _site_problems(
             f"{[frame.name for frame in own]}, declared are {list(along)}; declare its own"
         )
     value = leading_value(site)
-    if any(not torch.equal(value, leading_value(run(seed)[name])) for seed in _CHECKED_RUNS):
+    rows = {plate: drawn for plate, drawn in drawn_rows(trace).items() if plate in along}
+    if any(not torch.equal(value, leading_value(run(seed, rows)[name])) for seed in _CHECKED_RUNS):
         problems.append(
             f"input '{name}': this deterministic site changes with what the model draws, so the "
             "guide would read what it has to infer. Compute it from arguments alone, or leave it "
@@ -131,7 +134,7 @@ def _rows_of(value: Tensor, item: InputInfo, rows: Mapping[str, Tensor]) -> Tens
     """An argument at the rows of subsampled plates."""
     for axis, plate in enumerate(item.plates):
         if plate in rows:
-            value = value.index_select(axis, rows[plate])
+            value = value.index_select(axis, rows[plate].to(value.device))
     return value
 
 

@@ -154,7 +154,7 @@ def _spread_input(
     order = sorted(item.plates, key=lambda plate: structure.plates[plate].dim)
     axes = [batch_dims + item.plates.index(plate) for plate in order]
     rest = range(batch_dims + len(axes), value.ndim)
-    value = value.permute(*range(batch_dims), *axes, *rest)
+    value = value.permute((*range(batch_dims), *axes, *rest))
     for position, plate in enumerate(order):
         shape[structure.plates[plate].dim] = value.shape[batch_dims + position]
     return value.reshape((*value.shape[:batch_dims], *shape, *item.event_shape))

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_amortize.tracing import (
     Trace,
     deterministic_values,
+    drawn_rows,
     free_depth,
     is_factor,
     location_scale,
@@ -23,6 +24,7 @@ from pyro_amortize.tracing import (
     run_model,
     seeded,
     site_values,
+    with_rows,
 )
 
 _CHECKED_ROWS = (0, 3, 7)  # of eight vectorised runs
@@ -77,6 +79,7 @@ def vectorization_problem(
     """
     with torch.no_grad(), seeded(0):
         plain = run_model(model, args, kwargs)
+        model = with_rows(model, drawn_rows(plain))  # the same in all runs
         try:
             values, densities = _eight_runs(model, args, kwargs, plain)
         except Exception as error:  # whatever a model does with an axis that it does not expect

@@ -984,6 +984,24 @@ def covariate_of_drawn_rows(weight, x=None, batch_size=10, *, with_mean=True):
         numpyro.sample("x", dist.Normal(z - 2.0 * t, 0.5), obs=None if x is None else x[rows])
 
 
+def mean_of_drawn_rows(weight, x=None, batch_size=3):
+    """A deterministic site of the arguments and of the rows that are drawn, in no plate."""
+    data = numpyro.plate("data", len(weight), subsample_size=batch_size)
+    with data as rows:
+        pass
+    t = numpyro.deterministic("t", weight[rows].mean())
+    with data:
+        z = numpyro.sample("z", dist.Normal(t, 1.0))
+        numpyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
+
+
+def mask_of_drawn_rows(is_there, x=None, batch_size=3):
+    with numpyro.plate("data", len(is_there), subsample_size=batch_size) as rows:
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.handlers.mask(mask=is_there[rows]):
+            numpyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
+
+
 def group_of_drawn_rows(group, num_groups, x=None):
     with numpyro.plate("groups", num_groups):
         a = numpyro.sample("a", dist.Normal(0.0, 1.0))

@@ -789,7 +789,7 @@ def normals_of_any_number(num_groups, y=None):
 
 def scaled_scalar(scale, y=None):
     z = pyro.sample("z", dist.Normal(0.0, scale))
-    pyro.sample("y", dist.Normal(z, 1.0), obs=None if y is None else torch.tensor(y))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=None if y is None else torch.as_tensor(y))
 
 
 def three_levels(class_of, school_of, num_classes, num_schools, y=None):
@@ -990,6 +990,24 @@ def covariate_of_drawn_rows(weight, x=None, batch_size=10, *, with_mean=True):
         t = pyro.deterministic("t", weight[rows])
         z = pyro.sample("z", dist.Normal(mu + t, 1.0))
         pyro.sample("x", dist.Normal(z - 2.0 * t, 0.5), obs=None if x is None else x[rows])
+
+
+def mean_of_drawn_rows(weight, x=None, batch_size=3):
+    """A deterministic site of the arguments and of the rows that are drawn, in no plate."""
+    data = pyro.plate("data", len(weight), subsample_size=batch_size)
+    with data as rows:
+        pass
+    t = pyro.deterministic("t", weight[rows].mean())
+    with data:
+        z = pyro.sample("z", dist.Normal(t, 1.0))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
+
+
+def mask_of_drawn_rows(is_there, x=None, batch_size=3):
+    with pyro.plate("data", len(is_there), subsample_size=batch_size) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.poutine.mask(mask=is_there[rows]):
+            pyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
 
 
 def group_of_drawn_rows(group, num_groups, x=None):

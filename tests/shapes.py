@@ -30,6 +30,7 @@ class Shape:
         scale: Spread of the random weights; deep networks need a small one.
         computed: For each input that is a deterministic site, the argument it is computed from.
         padded: Plates whose size the arguments set, so that NumPyro can pad them.
+        has_plates: Whether the model has a plate at all.
     """
 
     observed: str | tuple[str, ...] = "y"
@@ -41,6 +42,7 @@ class Shape:
     scale: float = 0.1
     computed: Mapping[str, str] = field(default_factory=dict)
     padded: tuple[str, ...] = ()
+    has_plates: bool = True
 
 
 _SCHOOLS = Shape(
@@ -166,7 +168,7 @@ SHAPES = {
     "every_discrete_support": Shape(is_discrete=True),
     "switches_in_a_plate": Shape(is_discrete=True),
     # Time and images.
-    "autoregression": Shape(embedding="SequenceEmbedding"),
+    "autoregression": Shape(embedding="SequenceEmbedding", has_plates=False),
     "panels": Shape(
         options={"inputs": {"weight": "rows"}},
         arguments={"weight": _ROWS},
@@ -185,5 +187,5 @@ SHAPES = {
         arguments={"is_there": np.arange(5) < np.array([[2], [5], [3]])},
         embedding="SequenceEmbedding",
     ),
-    "blob_image": Shape(embedding="ImageEmbedding"),
+    "blob_image": Shape(embedding="ImageEmbedding", has_plates=False),
 }

@@ -269,7 +269,7 @@ class AmortizedGuide:
         Raises:
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
-        check_call(self.model, self.structure, args, kwargs, self.sizes)
+        check_call(self.model, self.structure, args, kwargs, self.sizes, rows)
         given = self._observations if observations is None else observations
         return read_observations(self.model, self.structure, args, kwargs, given, rows, batch_dims)
 

@@ -66,12 +66,15 @@ class HostPlates:
         with ExitStack() as stack:
             for name in (*site.plates, *site.event_plates):
                 stack.enter_context(self._plates[name])
-            value = numpyro.sample(site.name, distribution)
-        if jnp.ndim(value) > len(distribution.shape()):
+            infer: dict[str, Any] = {}  # a handler of the host may fill it
+            value = numpyro.sample(site.name, distribution, infer=infer)
+        is_wider = jnp.ndim(value) > len(distribution.shape())
+        if is_wider and infer.get("enumerate") == "parallel":
             raise ValueError(
-                f"site '{site.name}': is enumerated in the guide, which draws one value of it. "
-                "Enumerate it in the model, config_enumerate(model), and hide it from the guide: "
-                f"handlers.block(guide, hide=['{site.name}']); or use NPE()"
+                f"site '{site.name}': is enumerated in the guide, which draws one value of it. Use "
+                "NPE(); or, if no later latent of the guide reads it, enumerate it in the model, "
+                "config_enumerate(model), and hide it from the guide, which leaves its density "
+                f"untrained: handlers.block(guide, hide=['{site.name}'])"
             )
         return value
 

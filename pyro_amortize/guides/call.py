@@ -45,6 +45,7 @@ def check_call(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     sizes: Mapping[str, str],
+    rows: Mapping[str, Tensor] | None,
 ) -> None:
     """Raise a ValueError if arguments of a call are not what the guide was made for.
 
@@ -54,9 +55,10 @@ def check_call(
         args: The model's positional arguments.
         kwargs: The model's keyword arguments.
         sizes: For each argument that is a plate size, that plate.
+        rows: For each subsampled plate the indices of its rows in this call; all if None.
     """
     check_settings(structure, read_settings(model, args, kwargs, sizes))
-    check_inputs_finite(input_values(model, args, kwargs, structure.inputs))
+    check_inputs_finite(input_values(model, args, kwargs, structure.inputs, rows))
     arguments = bound_arguments(model, args, kwargs).arguments
     for problem in index_argument_problems(arguments, structure.groups, sizes):
         raise ValueError(problem)

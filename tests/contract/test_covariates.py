@@ -162,3 +162,24 @@ def test_evidence_of_a_regression_is_exact(host):
     summary = host.importance_sample(posterior, 8000).summary
     exact = LINE.log_evidence(data)[0]
     assert abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se + 1e-3
+
+
+def test_a_single_number_as_covariate(host):
+    """An array without axes, and a plate that the host does not list by its own name."""
+    model = host.models.scaled_scalar
+    guide = host.guide(model, observed="y", inputs={"scale": None}, **small(host))
+    amortized = host.untrained(model, guide, host.array(np.array(2.0)))
+    posterior = amortized.at(host.array(np.array(3.0)), y=host.array(np.array(0.5)))
+    assert host.sample(posterior, 7)["z"].shape == (7,)
+    if host.name == "pyro":
+        import pyro
+
+        rows = pyro.plate("rows", 6, dim=-1)  # outside of the model
+
+        def outside(x, y=None):
+            slope = pyro.sample("slope", pyro.distributions.Normal(0.0, 1.0))
+            with rows:
+                pyro.sample("y", pyro.distributions.Normal(slope * x, 1.0), obs=y)
+
+        guide = host.guide(outside, observed="y", inputs={"x": "rows"}, **small(host))
+        assert guide.setup(host.array(Y)).structure.inputs[0].plates == ("rows",)

@@ -472,6 +472,16 @@ def test_labels_enumerated_in_the_guide_are_refused_in_numpyro(numpyro_host):
         bound.loss(host.key(0), guide.init_params(), model, config_enumerate(guide), y)
 
 
+def test_draws_given_to_a_guide_of_numpyro_are_not_taken_for_enumerated(numpyro_host):
+    from numpyro import handlers
+
+    host, y = numpyro_host, numpyro_host.array(np.zeros(20))
+    guide = host.guide(host.models.conjugate_normal, observed="x").setup()
+    given = {**guide.init_params(), "z": host.array(np.arange(4.0))}
+    of_guide = handlers.seed(handlers.substitute(guide, given), host.key(0))
+    assert handlers.trace(of_guide).get_trace(y)["z"]["value"].shape == (4,)
+
+
 def test_labels_enumerated_in_the_guide(pyro_host):
     """The host sums over a label's values; later sites of the guide are drawn for each of them."""
     from pyro import poutine

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests import backends
+from tests.conftest import require
 
 X = np.linspace(-2.0, 2.0, 10)
 SIZES = {"num_rows": "data", "batch_size": "data"}
@@ -185,3 +186,31 @@ def test_index_vectors_do_not_go_with_subsampling(host):
     )
     with pytest.raises(ValueError, match="groups 'group': index vectors from or into a subsampled"):
         guide.setup(host.array(np.array([0, 1, 1, 0, 1])), 2)
+
+
+def test_covariates_that_follow_the_rows_without_being_in_their_plate(host):
+    """NPE would read those of other rows than it simulates."""
+    guide = host.guide(host.models.mean_of_drawn_rows, observed="x", inputs={"t": None})
+    with pytest.raises(ValueError, match="input 't': this deterministic site changes with what"):
+        guide.setup(host.array(WEIGHT))
+
+
+def test_masks_of_drawn_rows_are_refused(host):
+    model = host.models.mask_of_drawn_rows
+    guide = host.guide(model, observed="x", missing={"is_there": "x"})
+    with pytest.raises(ValueError, match="missing 'is_there': a mask of rows of the subsampled"):
+        guide.setup(host.array(WEIGHT > 0))
+
+
+def test_pyro_models_with_covariates_of_drawn_rows_are_vectorised():
+    require("pyro")
+    host = backends.host("pyro")
+    model, guide = guide_with_covariates(host)
+    args = (host.array(WEIGHT), host.array(X))
+    amortized = host.scrambled(model, guide, *args, 4, scale=0.1)
+    assert guide.is_vectorized
+    posterior = amortized.at(*args, 10)
+    draws = host.sample(posterior, 50)
+    assert draws["z"].shape == (50, 10)
+    found = host.importance_sample(posterior, 200)
+    assert found.log_weights.shape == (200,)

@@ -176,6 +176,20 @@ def test_a_plain_number_as_data_is_no_setting(host):
         guide.find_observations((3.0, 0.5), {})
 
 
+def test_a_model_that_has_changed_is_measured_again(host):
+    """A second guide of one model, after a number that it reads is another."""
+    scales = [1.0]
+
+    def model(y=None):
+        return host.models.scaled_scalar(scales[0], y)
+
+    first, second = (
+        host.standardisation(host.untrained(model, host.guide(model, observed="y")))[1]
+        for scales[0] in (1.0, 100.0)
+    )
+    assert second == pytest.approx(100 * first, rel=0.1)
+
+
 def test_a_size_left_at_its_default(host):
     model = host.models.hierarchical_normal
     guide = host.guide(model, observed="y", sizes={"num_groups": "groups"}).setup()
