@@ -422,8 +422,8 @@ def _mask_shape_problems(structure: ModelStructure, arguments: Mapping[str, Any]
         if problem and drawn:
             problem = (
                 f"missing '{info.argument}': a mask of rows of the subsampled plate '{drawn[0]}' "
-                f"is not supported. Mark what is missing by NaN in the data, missing='{info.site}', "
-                "or call the model with the whole plate"
+                "is not supported. Mark what is missing by NaN in the data, "
+                f"missing='{info.site}', or call the model with the whole plate"
             )
         found.append(problem)
     return [problem for problem in found if problem]
