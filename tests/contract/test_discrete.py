@@ -162,6 +162,7 @@ def test_supports_and_default_densities(host, amortized):
     assert sizes == [2, 3, 6, 1, 1, 1, 2, 1]
 
 
+@pytest.mark.compiles
 def test_draws_have_the_type_and_range_of_the_host_and_replay_into_the_model(host, amortized):
     model, posterior = amortized.model, amortized.at(y=host.array(Y))
     draws = host.sample(posterior, 200)

@@ -170,6 +170,7 @@ def test_a_module_of_the_users_is_taken_as_it_is(host, rng):
         assert network.event.network is not module
 
 
+@pytest.mark.compiles
 def test_series_with_a_covariate_in_a_plate(host, tmp_path):
     model, weight = host.models.panels, host.array(WEIGHT)
     embedding = host.package.SequenceEmbedding(num_layers=2, num_channels=8, hidden_dims=(16,))

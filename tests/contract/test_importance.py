@@ -20,7 +20,6 @@ QUICK = {
     ("conjugate_normal", "NormalDensity"),
     ("eight_schools_centered", "SplineFlowDensity"),
     ("hierarchical_normal", "NormalDensity"),
-    ("nested_groups", "NormalDensity"),
 }
 
 

@@ -127,6 +127,7 @@ def test_the_hosts_bound_is_that_of_what_is_observed(host):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.compiles
 def test_training_by_simulations_and_by_the_hosts_bound(host):
     model = host.models.rows_with_an_obs_mask
     args = (host.array(THERE), host.array(X))

@@ -49,7 +49,7 @@ def count_traces(monkeypatch, host):
 
 
 def test_one_compilation_for_each_bucket(host, monkeypatch):
-    model = host.models.counts_of_groups
+    model = host.models.normals_of_any_number
     guide = small_guide(host, model, sizes={"num_groups": "groups"})
     seen = count_traces(monkeypatch, host)
     objective = host.package.NPE(8, model_args=sampler_of_sizes(3, 9, 17, 60))
@@ -61,9 +61,9 @@ def test_one_compilation_for_each_bucket(host, monkeypatch):
     # Answers too: three sizes, one bucket, one compilation.
     conditioned = host.module("conditioned")
     for num in (low, low + 1, low + 2):
-        posterior = amortized.at(num_groups=num, y=host.array(np.arange(num)))
+        posterior = amortized.at(num_groups=num, y=host.array(np.arange(float(num))))
         draws = host.sample(posterior, 10)
-        assert draws["rate"].shape == (10, num)
+        assert draws["theta"].shape == (10, num)
         assert host.log_prob(posterior, draws).shape == (10,)
     assert conditioned._sample._cached._cache_size() == 1
     assert conditioned._log_prob._cached._cache_size() == 1

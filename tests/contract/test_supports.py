@@ -288,6 +288,7 @@ GUIDES = [pytest.param("pyro", kind) for kind in KINDS if kind not in ONLY_NUMPY
 ]
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize(("backend", "kind"), GUIDES, indirect=["backend"])
 def test_a_guide_on_every_support(host, kind, tmp_path):
     """Built, trained, drawn from, scored, weighted and stored."""

@@ -68,6 +68,7 @@ def test_assignments_after_weighting_and_their_evidence(host):
             assert np.abs(error).mean() < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lie", ["next label", "label of another simulation"])
 def test_a_guide_trained_on_wrong_labels_is_rejected(host, lie):
     model, problem = host.models.regimes, PROBLEMS["regimes"]
