@@ -14,6 +14,7 @@ from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.arguments import bound_arguments
+from numpyro_amortize.layout import boundary_rows
 from numpyro_amortize.missing import hide, is_present, mark_missing
 from numpyro_amortize.obs_mask import JoinedModel
 from numpyro_amortize.pooling import existing
@@ -71,7 +72,8 @@ class NPE(ELBO):
         simulations: A fixed bank of simulations, used in place of fresh ones; a tenth of it
             is held out.
         nonfinite: `"raise"` stops when a simulation is not finite; `"drop"` leaves it out of
-            the loss and counts it, which keeps the posterior of finite data right.
+            the loss and counts it, which keeps the posterior of finite data right. Draws that
+            rounding puts on the boundary of a support are always left out.
         missing: For guides made with `missing=`: the largest fraction of values that is hidden
             from the guide, drawn anew between zero and it for each simulation; or a function
             `missing(rng_key, site, shape)` that returns True where values are hidden.
@@ -262,8 +264,10 @@ class NPE(ELBO):
         names = [site.name for site in (*structure.latents, *structure.observed)]
         values = {name: values[name] for name in names}
         is_finite = finite_rows(values)
+        is_used = ~boundary_rows(structure, values)
         if self.nonfinite == "drop":
-            values, moments = _fill_rows((values, moments), is_finite)
+            is_used &= is_finite
+        values, moments = _fill_rows((values, moments), is_used)
         log_probs = guide.site_log_probs(
             param_map,
             args,
@@ -274,8 +278,7 @@ class NPE(ELBO):
             conditionals=moments,
             true_sizes=self._true_sizes,
         )
-        weights = is_finite if self.nonfinite == "drop" else jnp.ones_like(is_finite)
-        weights = weights / jnp.sum(weights)
+        weights = is_used / jnp.sum(is_used)
         losses = {
             name: -jnp.sum(weights * self._mean_over_elements(structure, name, part))
             for name, part in log_probs.items()
@@ -396,12 +399,12 @@ def nonfinite_message(simulations: Simulations) -> str:
     )
 
 
-def _fill_rows(tree: Any, is_finite: Array) -> Any:
-    """Replace rows that are not finite by the first finite one, before any network."""
-    first = jnp.argmax(is_finite)
+def _fill_rows(tree: Any, is_used: Array) -> Any:
+    """Replace rows that are left out by the first that is not, before any network."""
+    first = jnp.argmax(is_used)
 
     def fill(value: Array) -> Array:
-        keep = is_finite.reshape((-1,) + (1,) * (value.ndim - 1))
+        keep = is_used.reshape((-1,) + (1,) * (value.ndim - 1))
         return jnp.where(keep, value, value[first])
 
     return jax.tree.map(fill, tree)

@@ -13,6 +13,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_amortize.arguments import bound_arguments
+from pyro_amortize.layout import boundary_rows
 from pyro_amortize.missing import hide, is_present, mark_missing
 from pyro_amortize.obs_mask import JoinedModel
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
@@ -73,7 +74,8 @@ class NPE(ELBO):
         simulations: A fixed bank of simulations, used in place of fresh ones; a tenth of it
             is held out. A model that cannot be vectorised gets one by itself.
         nonfinite: `"raise"` stops when a simulation is not finite; `"drop"` leaves it out of
-            the loss and counts it, which keeps the posterior of finite data right.
+            the loss and counts it, which keeps the posterior of finite data right. Draws that
+            rounding puts on the boundary of a support are always left out.
         missing: For guides made with `missing=`: the largest fraction of values that is hidden
             from the guide, drawn anew between zero and it for each simulation; or a function
             `missing(site, shape)` that returns True where values are hidden.
@@ -262,10 +264,13 @@ class NPE(ELBO):
         names = [site.name for site in (*structure.latents, *structure.observed)]
         values = {name: values[name] for name in names}
         is_finite = finite_rows(values)
-        if self.nonfinite == "drop" and not bool(is_finite.all()):
-            values = {name: _fill_rows(value, is_finite) for name, value in values.items()}
+        is_used = ~boundary_rows(structure, values)
+        if self.nonfinite == "drop":
+            is_used = is_used & is_finite
+        if not bool(is_used.all()):
+            values = {name: _fill_rows(value, is_used) for name, value in values.items()}
             moments = moments and {
-                name: (_fill_rows(loc, is_finite), _fill_rows(scale, is_finite))
+                name: (_fill_rows(loc, is_used), _fill_rows(scale, is_used))
                 for name, (loc, scale) in moments.items()
             }
         log_probs = guide.site_log_probs(
@@ -277,9 +282,7 @@ class NPE(ELBO):
             conditionals=moments,
         )
         rows = {name: part.reshape(len(part), -1).mean(1) for name, part in log_probs.items()}
-        if self.nonfinite == "raise":
-            return {name: -row.mean() for name, row in rows.items()}, is_finite
-        weights = is_finite / is_finite.sum()
+        weights = is_used / is_used.sum()
         return {name: -(weights * row).sum() for name, row in rows.items()}, is_finite
 
     def _fill_bank(
@@ -400,8 +403,8 @@ def nonfinite_message(simulations: Simulations) -> str:
     )
 
 
-def _fill_rows(value: Tensor, is_finite: Tensor) -> Tensor:
-    """Replace rows that are not finite by the first finite one, before any network."""
-    first = int(is_finite.int().argmax())
-    keep = is_finite.reshape((-1,) + (1,) * (value.ndim - 1))
+def _fill_rows(value: Tensor, is_used: Tensor) -> Tensor:
+    """Replace rows that are left out by the first that is not, before any network."""
+    first = int(is_used.int().argmax())
+    keep = is_used.reshape((-1,) + (1,) * (value.ndim - 1))
     return torch.where(keep, value, value[first])

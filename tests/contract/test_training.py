@@ -71,6 +71,24 @@ def test_bank_of_simulations(host):
     assert bank.is_finite().all()
 
 
+@pytest.mark.parametrize("nonfinite", ["raise", "drop"])
+def test_draws_on_the_boundary_of_a_support_are_left_out(host, nonfinite):
+    """Rounding makes one in millions of half-normal draws zero, whose logarithm is infinite."""
+    model = host.models.positive_location
+    bank = host.simulate(model, 200)
+    tau = np.asarray(bank["tau"]).copy()
+    tau[::3] = 0.0
+    sites = {"tau": host.array(tau), "y": bank["y"]}
+    objective = host.package.NPE(
+        32, simulations=host.package.Simulations(sites, 200, {}), nonfinite=nonfinite
+    )
+    guide = small_guide(host, model, observed="y")
+    history = host.fit(model, guide, objective, num_steps=5).history
+    assert np.isfinite(history.losses).all()
+    assert history.losses.mean() < 5.0
+    assert history.num_nonfinite == 0
+
+
 def test_simulate_is_the_model(host):
     """Means and variances of joint draws, with the deterministic sites."""
     model = host.models.eight_schools_noncentered
