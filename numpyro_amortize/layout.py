@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -105,30 +104,6 @@ def unpack(structure: ModelStructure, site: SiteInfo, coordinates: Array) -> tup
     for plate in site.event_plates:
         log_det = jnp.sum(log_det, axis=structure.plates[plate].dim, keepdims=True)
     return value, log_det
-
-
-def boundary_rows(structure: ModelStructure, values: Mapping[str, Array]) -> Array:
-    """Which draws lie on the boundary of a support, where they have no unconstrained coordinates.
-
-    Rounding puts them there: one in some ten million half-normal draws is exactly zero.
-
-    Args:
-        structure: The structure of the model.
-        values: Constrained values of the latent sites, `(num_rows, *plates, *event)`.
-
-    Returns:
-        Shape `(num_rows,)`.
-    """
-    found = jnp.zeros(len(values[structure.latents[0].name]), bool)
-    for site in structure.latents:
-        value = values[site.name]
-        coordinates, _ = pack(structure, site, value, 1)
-        has_value, has_coordinates = (
-            jnp.all(jnp.isfinite(part.reshape(len(part), -1)), axis=1)
-            for part in (value, coordinates)
-        )
-        found |= has_value & ~has_coordinates
-    return found
 
 
 def pack_moments(

@@ -76,9 +76,7 @@ class StackedMLP(eqx.Module):
         rows = (
             (-1, inputs.shape[-1]) if index is not None else (inputs.shape[0], -1, inputs.shape[-1])
         )
-        hidden = self._layer(0, inputs.reshape(rows), index)
-        for layer in range(1, len(self.weights)):
-            hidden = self._layer(layer, jax.nn.gelu(hidden, approximate=False), index)
+        hidden = self._after_first(self._layer(0, inputs.reshape(rows), index), index)
         return hidden.reshape(*inputs.shape[:-1], hidden.shape[-1])
 
     def read_parts(
@@ -101,10 +99,13 @@ class StackedMLP(eqx.Module):
             take(part @ weight) for part, weight, take in zip(parts, weights, spread, strict=True)
         ]
         first = sum(products[1:], products[0] + self.biases[0][0])
-        hidden = first.reshape(-1, first.shape[-1])
-        for layer in range(1, len(self.weights)):
-            hidden = self._layer(layer, jax.nn.gelu(hidden, approximate=False), 0)
+        hidden = self._after_first(first.reshape(-1, first.shape[-1]), 0)
         return hidden.reshape(*first.shape[:-1], hidden.shape[-1])
+
+    def _after_first(self, hidden: Array, index: int | None) -> Array:
+        for layer in range(1, len(self.weights)):
+            hidden = self._layer(layer, jax.nn.gelu(hidden, approximate=False), index)
+        return hidden
 
     def _layer(self, layer: int, inputs: Array, index: int | None) -> Array:
         weight, bias = self.weights[layer], self.biases[layer]

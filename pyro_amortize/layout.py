@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -104,30 +103,6 @@ def unpack(structure: ModelStructure, site: SiteInfo, coordinates: Tensor) -> tu
     for plate in site.event_plates:
         log_det = log_det.sum(structure.plates[plate].dim, keepdim=True)
     return value, log_det
-
-
-def boundary_rows(structure: ModelStructure, values: Mapping[str, Tensor]) -> Tensor:
-    """Which draws lie on the boundary of a support, where they have no unconstrained coordinates.
-
-    Rounding puts them there: one in some ten million half-normal draws is exactly zero.
-
-    Args:
-        structure: The structure of the model.
-        values: Constrained values of the latent sites, `(num_rows, *plates, *event)`.
-
-    Returns:
-        Shape `(num_rows,)`.
-    """
-    first = values[structure.latents[0].name]
-    found = torch.zeros(len(first), dtype=torch.bool, device=first.device)
-    for site in structure.latents:
-        value = values[site.name]
-        coordinates, _ = pack(structure, site, value, 1)
-        has_value, has_coordinates = (
-            torch.isfinite(part.reshape(len(part), -1)).all(1) for part in (value, coordinates)
-        )
-        found = found | (has_value & ~has_coordinates)
-    return found
 
 
 def pack_moments(

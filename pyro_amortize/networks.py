@@ -65,9 +65,7 @@ class StackedMLP(nn.Module):
         """
         is_one = index is not None
         rows = (-1, inputs.shape[-1]) if is_one else (len(inputs), -1, inputs.shape[-1])
-        hidden = self._layer(0, inputs.reshape(rows), index)
-        for layer in range(1, len(self.weights)):
-            hidden = self._layer(layer, gelu(hidden), index)
+        hidden = self._after_first(self._layer(0, inputs.reshape(rows), index), index)
         return hidden.reshape(*inputs.shape[:-1], hidden.shape[-1])
 
     def read_parts(
@@ -89,10 +87,13 @@ class StackedMLP(nn.Module):
             take(part @ weight) for part, weight, take in zip(parts, weights, spread, strict=True)
         ]
         first = sum(products[1:], products[0] + self.biases[0][0])
-        hidden = first.reshape(-1, first.shape[-1])
-        for layer in range(1, len(self.weights)):
-            hidden = self._layer(layer, gelu(hidden), 0)
+        hidden = self._after_first(first.reshape(-1, first.shape[-1]), 0)
         return hidden.reshape(*first.shape[:-1], hidden.shape[-1])
+
+    def _after_first(self, hidden: Tensor, index: int | None) -> Tensor:
+        for layer in range(1, len(self.weights)):
+            hidden = self._layer(layer, gelu(hidden), index)
+        return hidden
 
     def _layer(self, layer: int, inputs: Tensor, index: int | None) -> Tensor:
         weight, bias = self.weights[layer], self.biases[layer]

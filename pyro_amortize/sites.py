@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from pyro_amortize.loops import unrolled_problems
-from pyro_amortize.tracing import Trace, free_data, is_masked, seeded
+from pyro_amortize.tracing import Trace, free_data, is_masked, is_rows, seeded
 
 
 class _Names(Messenger):
@@ -22,7 +22,7 @@ class _Names(Messenger):
         self.counts: Counter[str] = Counter()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if type(msg["fn"]).__name__ != "_Subsample":
+        if not is_rows(msg):
             self.counts[msg["name"]] += 1
 
 

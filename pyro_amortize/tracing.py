@@ -32,7 +32,7 @@ class _Free(Messenger):
     """Draws observed sites; the host's `uncondition` also redraws deterministic sites."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        is_kept = is_computed(msg) or is_factor(msg) or _is_rows(msg) or msg["infer"].get(_IS_FIXED)
+        is_kept = is_computed(msg) or is_factor(msg) or is_rows(msg) or msg["infer"].get(_IS_FIXED)
         if msg["is_observed"] and not is_kept:
             msg["is_observed"] = False
             msg["value"] = None
@@ -51,7 +51,7 @@ class _Keep(Messenger):
             msg["infer"] = {**msg["infer"], _IS_FIXED: True}
 
 
-def _is_rows(node: Mapping[str, Any]) -> bool:
+def is_rows(node: Mapping[str, Any]) -> bool:
     """Whether a site is the statement of a plate, whose value are its rows."""
     return type(node["fn"]).__name__ == "_Subsample"
 
@@ -169,7 +169,7 @@ def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
             continue
         if node["type"] == "param":
             trace[name] = dict(node)
-        elif _is_rows(node):
+        elif is_rows(node):
             sizes = (node["fn"].size, node["fn"].subsample_size)
             trace[name] = {"type": "plate", "name": name, "args": sizes, "value": node["value"]}
         else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE
-from pyro_amortize.tracing import log_densities, seeded
+from pyro_amortize.tracing import is_rows, log_densities, seeded
 
 _CLIP_NORM = 5.0
 
@@ -138,7 +138,7 @@ def _site_densities(
         sites = {
             name: dict(node)
             for name, node in trace.nodes.items()
-            if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
+            if node["type"] == "sample" and not is_rows(node)
         }
         for name, density in log_densities(sites).items():
             found[name] = density.sum() + found.get(name, 0.0)

@@ -374,14 +374,19 @@ class PyroHost:
         return numpy_tree(value), numpy_tree(distribution.log_prob(value))
 
 
-def small_guide(host, model, **options):
-    """A guide with small networks and normal densities, which compile in a third of the time."""
+def small(host, **options):
+    """Options of a guide with small networks and normal densities: a third of the compilation."""
     package = host.package
     defaults = {
         "embedding": package.PlateEmbedding(8, (16,), num_rounds=1),
         "densities": package.NormalDensity(hidden_dims=(16,)),
     }
-    return host.guide(model, **(defaults | options))
+    return defaults | options
+
+
+def small_guide(host, model, **options):
+    """A guide with these networks."""
+    return host.guide(model, **small(host, **options))
 
 
 @cache

@@ -14,7 +14,7 @@ from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.arguments import bound_arguments
-from numpyro_amortize.layout import boundary_rows
+from numpyro_amortize.layout import pack
 from numpyro_amortize.missing import hide, is_present, mark_missing
 from numpyro_amortize.obs_mask import JoinedModel
 from numpyro_amortize.pooling import existing
@@ -264,7 +264,11 @@ class NPE(ELBO):
         names = [site.name for site in (*structure.latents, *structure.observed)]
         values = {name: values[name] for name in names}
         is_finite = finite_rows(values)
-        is_used = ~boundary_rows(structure, values)
+        # One in some ten million half-normal draws is rounded to zero, whose logarithm is infinite.
+        coordinates = {
+            site.name: pack(structure, site, values[site.name], 1)[0] for site in structure.latents
+        }
+        is_used = finite_rows(coordinates) | ~is_finite
         if self.nonfinite == "drop":
             is_used &= is_finite
         values, moments = _fill_rows((values, moments), is_used)

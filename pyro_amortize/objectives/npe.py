@@ -13,7 +13,7 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_amortize.arguments import bound_arguments
-from pyro_amortize.layout import boundary_rows
+from pyro_amortize.layout import pack
 from pyro_amortize.missing import hide, is_present, mark_missing
 from pyro_amortize.obs_mask import JoinedModel
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
@@ -264,7 +264,11 @@ class NPE(ELBO):
         names = [site.name for site in (*structure.latents, *structure.observed)]
         values = {name: values[name] for name in names}
         is_finite = finite_rows(values)
-        is_used = ~boundary_rows(structure, values)
+        # One in some ten million half-normal draws is rounded to zero, whose logarithm is infinite.
+        coordinates = {
+            site.name: pack(structure, site, values[site.name], 1)[0] for site in structure.latents
+        }
+        is_used = finite_rows(coordinates) | ~is_finite
         if self.nonfinite == "drop":
             is_used = is_used & is_finite
         if not bool(is_used.all()):

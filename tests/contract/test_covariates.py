@@ -3,19 +3,12 @@
 import numpy as np
 import pytest
 
+from tests.backends import small
 from tests.problems import PROBLEMS
 
 LINE = PROBLEMS["line"]
 EXPOSURE = np.exp(np.array([0.4, -1.0, 2.0, 0.3, 1.5, -0.2]))
 Y = np.array([0.1, -2.0, 3.0, 0.5, 1.0, 0.2])
-
-
-def small(host):
-    package = host.package
-    return {
-        "embedding": package.PlateEmbedding(8, (16,)),
-        "densities": package.NormalDensity(hidden_dims=(16,)),
-    }
 
 
 def refusal(host, name, *args, **options):

@@ -4,20 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import kstest, multivariate_normal
 
-from tests.backends import numpy_tree
+from tests.backends import numpy_tree, small
 
 X = np.array([0.4, -1.0, 2.0, 0.3, 1.5, -0.2])
 THERE = np.array([True, False, True, True, False, True])
 HOLES = np.where(THERE, X, np.nan)
 LATENTS = {"z": np.linspace(-1, 1, 5)}
-
-
-def small(host):
-    package = host.package
-    return {
-        "embedding": package.PlateEmbedding(8, (16,)),
-        "densities": package.NormalDensity(hidden_dims=(16,)),
-    }
 
 
 def scrambled(host, name, missing, *args):

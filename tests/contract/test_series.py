@@ -7,19 +7,11 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from tests import backends
+from tests.backends import small
 from tests.conftest import require
 from tests.problems import PROBLEMS
 
 LEVEL = PROBLEMS["local_level"]
-
-
-def small(host, **options):
-    package = host.package
-    return {
-        "embedding": package.PlateEmbedding(8, (16,)),
-        "densities": package.NormalDensity(hidden_dims=(16,)),
-        **options,
-    }
 
 
 LENGTHS = np.array([5, 2, 3])
