@@ -14,6 +14,7 @@ from jax import Array
 from numpyro.infer.elbo import ELBO
 from tqdm import tqdm
 
+from numpyro_amortize.arguments import drawn_call
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
@@ -39,6 +40,7 @@ def fit(
     *,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
+    model_args: Callable[[Array], tuple[Any, ...] | dict[str, Any]] | None = None,
     num_steps: int = 3000,
     learning_rate: float = 1e-3,
     optimizer: optax.GradientTransformation | None = None,
@@ -60,6 +62,10 @@ def fit(
         objective: `NPE` or any `ELBO` of the host.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
+        model_args: For a bound of the host over many data sets, of any size: draws the model's
+            arguments, data among them, for each step in place of `args` and `kwargs`.
+            `model_args(rng_key)` returns a tuple of positional or a dict of keyword arguments
+            and must derive everything from the key.
         num_steps: Number of optimiser steps.
         learning_rate: Initial rate of the default optimiser.
         optimizer: An optax optimiser in place of the default one; gradients are still clipped
@@ -67,18 +73,19 @@ def fit(
         progress_bar: Whether to show a bar with the loss and simulations per second.
         rng_key: Key of everything random; `jax.random.key(0)` if None.
         params: Parameters to start from, such as those of an earlier `fit`.
-        padding: Under `NPE(model_args=...)`, plates whose size changes are padded to 16, 64,
-            256, ... elements, so that JAX compiles once for each of these and not for each
-            size. `"auto"` does so if the model's densities are the same at the padded size,
-            and warns if not; `"always"` stops with an error instead, `"never"` does not pad.
+        padding: Where `model_args` draws other sizes of a plate, it is padded to 16, 64, 256,
+            ... elements, so that JAX compiles once for each of these and not for each size.
+            `"auto"` does so if the model's densities are the same at the padded size, and
+            warns if not; `"always"` stops with an error instead, `"never"` does not pad.
 
     Returns:
         The trained posterior, with its history.
 
     Raises:
         ValueError: If simulations are not finite and NPE is not told to drop them, if the
-            objective's gradient would be wrong at a discrete site, or if `padding="always"` is
-            asked for and the model's densities change with it.
+            objective's gradient would be wrong at a discrete site, if `padding="always"` is
+            asked for and the model's densities change with it, or if arguments come from two
+            places.
         FloatingPointError: If the loss is not finite, naming the step and the sites.
 
     Example:
@@ -102,9 +109,10 @@ def fit(
     key, held_out_key, argument_key = jax.random.split(key, 3)
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]
     npe = objective if isinstance(objective, NPE) else None
-    draw_call = npe.draw_arguments if npe and npe.model_args else None
-    if npe and draw_call:
+    draw_call = _sampler_of_calls(objective, calls[0], model_args)
+    if draw_call:
         calls = [draw_call(each) for each in jax.random.split(argument_key, _ARGUMENT_DRAWS)]
+    if npe and draw_call:
         objective = npe = npe.for_call({})
     guide.setup_over(calls)
     structure = guide.structure
@@ -175,6 +183,24 @@ def fit(
     return AmortizedPosterior(model, guide, params=step.params(state), history=history)
 
 
+def _sampler_of_calls(
+    objective: ELBO,
+    call: Call,
+    model_args: Callable[[Array], tuple[Any, ...] | dict[str, Any]] | None,
+) -> Callable[[Array], Call] | None:
+    """Draws the arguments for each step; None if they are those of `call`."""
+    if isinstance(objective, NPE):
+        if model_args is not None:
+            raise ValueError("model_args: NPE draws arguments itself; use NPE(model_args=...)")
+        model_args = objective.model_args
+    if model_args is None:
+        return None
+    if any(call):
+        raise ValueError("args, kwargs: model_args draws the arguments; leave these out")
+    sampler = model_args
+    return lambda rng_key: drawn_call(sampler(rng_key))
+
+
 def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) -> None:
     """Stop before training if some simulations are not finite and nobody said to drop them."""
     args, kwargs = call
@@ -203,8 +229,11 @@ def _padding(
     if not varying:
         return exact.pad
     padded = CallPadding(guide.model, structure, guide.sizes, varying)
-    if objective and callable(objective.missing):
-        problem: str | None = "missing: a function of the shape would see the padded one"
+    drawn_from = [plate for plate in varying if plate in structure.subsampled]
+    if drawn_from:
+        problem: str | None = f"plate '{drawn_from[0]}': rows are drawn from the padded ones too"
+    elif objective and callable(objective.missing):
+        problem = "missing: a function of the shape would see the padded one"
     else:
         problem = padded.find_problem(calls)
     if problem is None:

@@ -13,6 +13,7 @@ from jax import Array
 
 from numpyro_amortize.arguments import given_arguments, is_array
 from numpyro_amortize.checks import read_data
+from numpyro_amortize.handlers.padding import mask_padding
 from numpyro_amortize.measure import Call, call_shapes
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 from numpyro_amortize.tracing import log_densities, plate_sizes, run_model, site_values
@@ -156,13 +157,14 @@ class CallPadding:
             elif is_array(value) and name in masks:
                 axes = _plate_axes(structure, masks[name], value, has_event=False)
                 bound.arguments[name] = _pad(value, axes, wanted)
-            elif is_array(value):  # data, of which only the shape matters
+            elif is_array(value):  # data, perhaps of another site than one of the same shape
                 data = read_data(self._model, *call) if data is None else data
-                for site in structure.observed:
-                    if site.name in data and data[site.name].shape == value.shape:
-                        axes = _plate_axes(structure, site.name, value, has_event=True)
-                        bound.arguments[name] = _pad(value, axes, wanted)
-                        break
+                names = [site.name for site in structure.observed if site.name in data]
+                fitting = [each for each in names if data[each].shape == value.shape]
+                fitting.sort(key=lambda each: not _is_same(data[each], value))
+                if fitting:
+                    axes = _plate_axes(structure, fitting[0], value, has_event=True)
+                    bound.arguments[name] = _pad(value, axes, wanted)
         return bound.args, bound.kwargs
 
     def _compare(self, call: Call, padded: PaddedCall, grown: Sequence[str]) -> str | None:
@@ -181,9 +183,11 @@ class CallPadding:
         for run in range(_CHECKED_RUNS):
             drawn = site_values(run_model(self._model, *padded.call, jax.random.key(run)))
             values = {name: drawn[name] for name in names}
-            at_own = self._densities(call, padded.cut(structure, values))
-            densities = self._densities(padded.call, values)
-            for name, density in padded.cut(structure, densities, has_event=False).items():
+            at_own = self._densities(call, padded.cut(structure, values), {})
+            densities = self._densities(padded.call, values, padded.true_sizes)
+            in_plates = {name: densities[name] for name in names}
+            densities |= padded.cut(structure, in_plates, has_event=False)
+            for name, density in densities.items():
                 if not _agree(density, at_own[name]):
                     return (
                         f"site '{name}': changes when plates {grown} are padded, as with a factor "
@@ -191,8 +195,14 @@ class CallPadding:
                     )
         return None
 
-    def _densities(self, call: Call, values: Mapping[str, Array]) -> dict[str, Array]:
-        return log_densities(run_model(self._model, *call, jax.random.key(0), values=values))
+    def _densities(
+        self, call: Call, values: Mapping[str, Array], true_sizes: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Log densities by site: of each element, of a `factor` the sum."""
+        model = mask_padding(self._model, true_sizes)
+        found = log_densities(run_model(model, *call, jax.random.key(0), values=values))
+        names = {site.name for site in self._structure.factors}
+        return {name: jnp.sum(value) if name in names else value for name, value in found.items()}
 
 
 def bucket_size(size: int) -> int:
@@ -224,7 +234,11 @@ def _pad(value: Any, axes: Sequence[tuple[int, str]], wanted: Mapping[str, int])
     for axis, plate in axes:
         if plate in wanted:
             widths[axis] = (0, wanted[plate] - array.shape[axis])
-    return jnp.asarray(np.pad(array, widths, mode="edge"))
+    return jnp.asarray(np.pad(array, widths, mode="edge") if widths else array)
+
+
+def _is_same(data: Array, value: Array) -> bool:
+    return np.array_equal(np.asarray(data, float), np.asarray(value, float), equal_nan=True)
 
 
 def _agree(first: Array, second: Array) -> bool:

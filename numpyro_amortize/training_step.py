@@ -17,6 +17,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.weights import STANDARDISATION
+from numpyro_amortize.handlers.padding import mask_padding
 from numpyro_amortize.measure import Call
 from numpyro_amortize.objectives import NPE
 from numpyro_amortize.padding import PaddedCall
@@ -106,17 +107,28 @@ class TrainingStep:
             key = keys[offset]
         args, kwargs = padded.call
         params = self.params(state)
-        if isinstance(self.objective, NPE):
-            own = self.objective.for_call(padded.true_sizes)
-            terms = own.site_losses(key, params, self.model, self.guide, *args, **kwargs)
+        objective, model, guide = self._at_sizes(padded.true_sizes)
+        if isinstance(objective, NPE):
+            terms = objective.site_losses(key, params, model, guide, *args, **kwargs)
         else:
-            terms = _site_densities(self.model, self.guide, params, key, padded.call)
+            terms = _site_densities(model, guide, params, key, padded.call)
         bad = [name for name, term in terms.items() if not np.all(np.isfinite(term))]
         return (
             f"step {first_step + offset + 1}: the loss is not finite, at sites {bad}. Look for "
             "draws or data at the edge of a support and for simulations that overflow; a lower "
             "learning_rate helps if the networks diverge"
         )
+
+    def _at_sizes(
+        self, true_sizes: Mapping[str, Array]
+    ) -> tuple[ELBO, Callable[..., Any], Callable[..., Any]]:
+        """Objective, model and guide for a call that is padded from these sizes of plates."""
+        if isinstance(self.objective, NPE):
+            return self.objective.for_call(true_sizes), self.model, self.guide
+        if not true_sizes:
+            return self.objective, self.model, self.guide
+        model = mask_padding(self.model, true_sizes)
+        return self.objective, model, mask_padding(self.guide.padded(true_sizes), true_sizes)
 
     def _constrain(self, free: Mapping[str, Any]) -> dict[str, Any]:
         trained = {
@@ -130,10 +142,10 @@ class TrainingStep:
     ) -> tuple[Array, Array]:
         args, kwargs = call
         params = self._constrain(free)
-        if isinstance(self.objective, NPE):
-            own = self.objective.for_call(true_sizes)
-            return own.loss_and_count(key, params, self.model, self.guide, *args, **kwargs)
-        loss = self.objective.loss(key, params, self.model, self.guide, *args, **kwargs)
+        objective, model, guide = self._at_sizes(true_sizes)
+        if isinstance(objective, NPE):
+            return objective.loss_and_count(key, params, model, guide, *args, **kwargs)
+        loss = objective.loss(key, params, model, guide, *args, **kwargs)
         return loss, jnp.zeros((), int)
 
     def _scan(
@@ -152,12 +164,11 @@ class TrainingStep:
         self, state: State, keys: Array, call: Call, true_sizes: Mapping[str, Array]
     ) -> Array:
         args, kwargs = call
-        loss = self.objective.loss
-        if isinstance(self.objective, NPE):
-            loss = self.objective.for_call(true_sizes).held_out_loss
+        objective, model, guide = self._at_sizes(true_sizes)
+        loss = objective.held_out_loss if isinstance(objective, NPE) else objective.loss
         params = self._constrain(state[0])
         return jnp.mean(
-            jax.vmap(lambda key: loss(key, params, self.model, self.guide, *args, **kwargs))(keys)
+            jax.vmap(lambda key: loss(key, params, model, guide, *args, **kwargs))(keys)
         )
 
 
@@ -175,7 +186,7 @@ def _model_params(
 
 def _site_densities(
     model: Callable[..., Any],
-    guide: AmortizedGuide,
+    guide: Callable[..., Any],
     params: Mapping[str, Any],
     key: Array,
     call: Call,

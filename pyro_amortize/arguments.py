@@ -61,6 +61,22 @@ def is_array(value: Any) -> bool:
     return isinstance(value, Tensor)
 
 
+def drawn_call(drawn: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call, from what a sampler of arguments returns.
+
+    Raises:
+        TypeError: If that is neither a tuple nor a dict.
+    """
+    if isinstance(drawn, tuple):
+        return drawn, {}
+    if isinstance(drawn, dict):
+        return (), drawn
+    raise TypeError(
+        "model_args: expected a tuple of positional or a dict of keyword arguments, got "
+        f"{type(drawn).__name__}"
+    )
+
+
 def read_settings(
     model: Callable[..., Any],
     args: tuple[Any, ...],

@@ -10,6 +10,7 @@ import numpy as np
 from pyro.infer.elbo import ELBO
 from tqdm import tqdm
 
+from pyro_amortize.arguments import drawn_call
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
@@ -35,6 +36,7 @@ def fit(
     *,
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
+    model_args: Callable[[], tuple[Any, ...] | dict[str, Any]] | None = None,
     num_steps: int = 3000,
     learning_rate: float = 1e-3,
     optimizer: MakeOptimizer | None = None,
@@ -53,6 +55,9 @@ def fit(
         objective: `NPE` or any `ELBO` of the host.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
+        model_args: For a bound of the host over many data sets, of any size: draws the model's
+            arguments, data among them, for each step in place of `args` and `kwargs`.
+            `model_args()` returns a tuple of positional or a dict of keyword arguments.
         num_steps: Number of optimiser steps.
         learning_rate: Initial rate of the default optimiser.
         optimizer: Makes a torch optimiser from parameters, in place of the default one, such as
@@ -63,8 +68,9 @@ def fit(
         The trained posterior, with its history.
 
     Raises:
-        ValueError: If simulations are not finite and NPE is not told to drop them, or if the
-            objective's gradient would be wrong at a discrete site.
+        ValueError: If simulations are not finite and NPE is not told to drop them, if the
+            objective's gradient would be wrong at a discrete site, or if arguments come from
+            two places.
         FloatingPointError: If the loss is not finite, naming the step and the sites.
 
     Example:
@@ -84,9 +90,10 @@ def fit(
     start = time.perf_counter()
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]
     npe = objective if isinstance(objective, NPE) else None
-    draw_call = npe.draw_arguments if npe and npe.model_args else None
-    if npe and draw_call:
+    draw_call = _sampler_of_calls(objective, calls[0], model_args)
+    if draw_call:
         calls = [draw_call() for _ in range(_ARGUMENT_DRAWS)]
+    if npe and draw_call:
         objective = npe = npe.with_fixed_arguments()
     guide.setup_over(calls)
     structure = guide.structure
@@ -149,6 +156,24 @@ def fit(
         },
     )
     return AmortizedPosterior(model, guide, history=history)
+
+
+def _sampler_of_calls(
+    objective: ELBO,
+    call: Call,
+    model_args: Callable[[], tuple[Any, ...] | dict[str, Any]] | None,
+) -> Callable[[], Call] | None:
+    """Draws the arguments for each step; None if they are those of `call`."""
+    if isinstance(objective, NPE):
+        if model_args is not None:
+            raise ValueError("model_args: NPE draws arguments itself; use NPE(model_args=...)")
+        model_args = objective.model_args
+    if model_args is None:
+        return None
+    if any(call):
+        raise ValueError("args, kwargs: model_args draws the arguments; leave these out")
+    sampler = model_args
+    return lambda: drawn_call(sampler())
 
 
 def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) -> None:

@@ -112,6 +112,7 @@ class AmortizedGuide:
         self._parents = parents
         self.setup_call: Call = ((), {})
         self._observations: Mapping[str, Any] | None = None
+        self._true_sizes: Mapping[str, Any] = {}
         self._structure: ModelStructure | None = None
         self._init_params: dict[str, Any] = {}
 
@@ -218,6 +219,19 @@ class AmortizedGuide:
         bound._observations = dict(observations)
         return bound
 
+    def padded(self, true_sizes: Mapping[str, Any]) -> AmortizedGuide:
+        """This guide for calls of padded plates, whose networks look at what exists only.
+
+        Args:
+            true_sizes: For each padded plate the number of its elements that exist.
+
+        Returns:
+            A guide that shares structure and parameters with this one.
+        """
+        own = copy.copy(self)
+        own._true_sizes = dict(true_sizes)
+        return own
+
     def __call__(
         self, *args: Any, observations: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> dict[str, Array]:
@@ -239,7 +253,7 @@ class AmortizedGuide:
         found = self.find_observations(args, kwargs, observations, rows=plates.rows)
         params = {name: numpyro.param(name, value) for name, value in self._init_params.items()}
         params |= host_params(self.model, self.structure, args, kwargs)
-        call = self.call_values(args, kwargs, found, rows=plates.rows)
+        call = self.call_values(args, kwargs, found, 0, self._true_sizes, plates.rows)
         plates.open(call.sizes)
         latents = self._run(params, args, kwargs, found, call, 0, plates.sample, plates.rows)
         plates.sample_unobserved(latents, found)

@@ -13,7 +13,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 
-from numpyro_amortize.arguments import bound_arguments
+from numpyro_amortize.arguments import bound_arguments, drawn_call
 from numpyro_amortize.layout import pack
 from numpyro_amortize.missing import hide, is_present, mark_missing
 from numpyro_amortize.obs_mask import JoinedModel
@@ -201,15 +201,7 @@ class NPE(ELBO):
         """
         if self.model_args is None:
             raise ValueError("model_args: this objective has no sampler of arguments")
-        drawn = self.model_args(rng_key)
-        if isinstance(drawn, tuple):
-            return drawn, {}
-        if isinstance(drawn, dict):
-            return (), drawn
-        raise TypeError(
-            "model_args: expected a tuple of positional or a dict of keyword arguments, got "
-            f"{type(drawn).__name__}"
-        )
+        return drawn_call(self.model_args(rng_key))
 
     def for_call(self, true_sizes: Mapping[str, Any]) -> NPE:
         """This objective for one call of a training loop, without the sampler of arguments.

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.elbo import ELBO
 from torch import Tensor
 
-from pyro_amortize.arguments import bound_arguments
+from pyro_amortize.arguments import bound_arguments, drawn_call
 from pyro_amortize.layout import pack
 from pyro_amortize.missing import hide, is_present, mark_missing
 from pyro_amortize.obs_mask import JoinedModel
@@ -205,15 +205,7 @@ class NPE(ELBO):
         """
         if self.model_args is None:
             raise ValueError("model_args: this objective has no sampler of arguments")
-        drawn = self.model_args()
-        if isinstance(drawn, tuple):
-            return drawn, {}
-        if isinstance(drawn, dict):
-            return (), drawn
-        raise TypeError(
-            "model_args: expected a tuple of positional or a dict of keyword arguments, got "
-            f"{type(drawn).__name__}"
-        )
+        return drawn_call(self.model_args())
 
     def with_fixed_arguments(self) -> NPE:
         """This objective without its sampler of arguments, for one step of a training loop."""

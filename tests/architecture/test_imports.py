@@ -37,12 +37,11 @@ LAYERS = (
         "standardisation",
         "networks",
         "history",
-        "padding",
         "compiler",
     },
     {"densities", "embeddings"},
     {"guides", "objectives", "handlers"},
-    {"fit", "training_step", "posterior", "conditioned", "importance", "storage"},
+    {"fit", "training_step", "padding", "posterior", "conditioned", "importance", "storage"},
     {"__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

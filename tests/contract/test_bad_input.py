@@ -356,6 +356,15 @@ def test_sampler_of_arguments_of_another_type(host):
         host.fit(model, host.guide(model, observed="x"), objective, num_steps=1)
 
 
+def test_arguments_from_two_places(host):
+    model = host.models.hierarchical_normal
+    guide = host.guide(model, observed="y", sizes={"num_groups": "groups"})
+    with pytest.raises(ValueError, match=r"model_args: NPE draws arguments itself; use NPE\(model"):
+        host.fit(model, guide, host.package.NPE(8), model_args=lambda *_: (None, 3))
+    with pytest.raises(ValueError, match="args, kwargs: model_args draws the arguments; leave th"):
+        host.fit(model, guide, host.trace_elbo(), args=(None, 3), model_args=lambda *_: (None, 3))
+
+
 def test_arguments_of_an_objective_without_a_sampler(host):
     keys = (host.key(0),) if host.name == "numpyro" else ()
     with pytest.raises(ValueError, match="model_args: this objective has no sampler of arguments"):

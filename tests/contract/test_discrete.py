@@ -214,6 +214,7 @@ def host_trace(host, amortized, y):
     return [backends.numpy_tree(each) for each in (*values, *densities)]
 
 
+@pytest.mark.compiles
 def test_log_prob_is_that_of_the_hosts_trace_and_the_model_takes_the_values(host, amortized):
     y = host.array(Y)
     values, replayed, own, joint = host_trace(host, amortized, y)

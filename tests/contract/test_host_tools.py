@@ -230,6 +230,7 @@ def elbo_loss(host, model, amortized, *args):
     return float(host.trace_elbo().loss(host.key(0), params, model, amortized.guide, *args))
 
 
+@pytest.mark.compiles
 def test_two_latents_in_one_plate(host):
     model, y = host.models.two_locals, host.array(np.array([0.3, -1.0, 2.0, 0.5]))
     amortized = host.scrambled(model, host.guide(model, observed="y"), scale=0.05)

@@ -34,6 +34,7 @@ def weight_of(host, amortized, model):
     return float(model.net.weight.detach())
 
 
+@pytest.mark.compiles
 def test_everything_uses_the_trained_parameter(host):
     """The model's density, its simulations, and the guide's own use of the model's scale."""
     model = host.models.local_parameter

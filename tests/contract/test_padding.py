@@ -34,6 +34,15 @@ def sampler_of_sizes(*sizes):
     return draw
 
 
+def with_data(host, sampler):
+    def draw(rng_key):
+        arguments = sampler(rng_key)
+        y = np.random.default_rng(arguments["num_groups"]).normal(size=arguments["num_groups"])
+        return {**arguments, "y": host.array(y)}
+
+    return draw
+
+
 def count_traces(monkeypatch, host):
     """Sizes at which the step of the training loop has been compiled."""
     step = host.module("training_step").TrainingStep
@@ -41,32 +50,80 @@ def count_traces(monkeypatch, host):
 
     def scan(self, state, keys, call, true_sizes):
         args, kwargs = call
-        seen.append(*args, *kwargs.values())
+        seen.extend(value for value in (*args, *kwargs.values()) if isinstance(value, int))
         return original(self, state, keys, call, true_sizes)
 
     monkeypatch.setattr(step, "_scan", scan)
     return seen
 
 
-def test_one_compilation_for_each_bucket(host, monkeypatch):
+@pytest.mark.parametrize("objective", ["NPE", "Trace_ELBO"])
+def test_one_compilation_for_each_bucket(host, monkeypatch, objective):
     model = host.models.normals_of_any_number
     guide = small_guide(host, model, sizes={"num_groups": "groups"})
     seen = count_traces(monkeypatch, host)
-    objective = host.package.NPE(8, model_args=sampler_of_sizes(3, 9, 17, 60))
-    amortized = host.fit(model, guide, objective, num_steps=25)
+    sampler = sampler_of_sizes(3, 9, 17, 60)
+    if objective == "NPE":
+        amortized = host.fit(model, guide, host.package.NPE(8, model_args=sampler), num_steps=25)
+    else:
+        amortized = host.fit(
+            model, guide, host.trace_elbo(), model_args=with_data(host, sampler), num_steps=25
+        )
     assert sorted(seen) == [16, 64]  # of 25 calls of four sizes
     low, high = amortized.history.plate_sizes["groups"]
     assert (low, high) == (3, 60)
 
     # Answers too: three sizes, one bucket, one compilation.
-    conditioned = host.module("conditioned")
+    compiled = [host.module("conditioned")._sample, host.module("conditioned")._log_prob]
+    before = [function._cached._cache_size() for function in compiled]
     for num in (low, low + 1, low + 2):
         posterior = amortized.at(num_groups=num, y=host.array(np.arange(float(num))))
         draws = host.sample(posterior, 10)
         assert draws["theta"].shape == (10, num)
         assert host.log_prob(posterior, draws).shape == (10,)
-    assert conditioned._sample._cached._cache_size() == 1
-    assert conditioned._log_prob._cached._cache_size() == 1
+    after = [function._cached._cache_size() for function in compiled]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [1, 1]
+
+
+@pytest.mark.parametrize("bound", ["Trace_ELBO", "TraceMeanField_ELBO", "RenyiELBO"])
+def test_a_padded_bound_is_the_bound(host, bound):
+    """At the same draws, with its gradient: what padding adds is in no term and no network."""
+    jax, handlers = import_module("jax"), import_module("numpyro.handlers")
+    padding, mask_padding = host.module("padding"), host.module("handlers.padding").mask_padding
+    model, problem = host.models.hierarchical_normal, PROBLEMS["hierarchical_normal"]
+    guide = small_guide(host, model, sizes={"num_groups": "groups"})
+    latents, data = problem.sample_joint(np.random.default_rng(1), 1)
+    y, num_groups = host.array(data["y"][0]), data["y"].shape[1]
+    amortized = host.scrambled(model, guide, None, num_groups)
+    latents = {name: host.array(value[0]) for name, value in latents.items()}
+    call = padding.CallPadding(model, guide.structure, guide.sizes, ("groups",)).pad(
+        ((y, num_groups), {})
+    )
+    assert call.padded_sizes == {"groups": 16}
+    objective = getattr(host.infer, bound)(num_particles=2)
+
+    def loss(params, arguments, model, guide):
+        return objective.loss(host.key(0), params, model, guide, *arguments)
+
+    differentiate = jax.value_and_grad(loss)
+    own = differentiate(
+        amortized.params, (y, num_groups), model, handlers.substitute(guide, data=latents)
+    )
+    padded_guide = handlers.substitute(
+        guide.padded(call.true_sizes), data=call.extend(guide.structure, latents)
+    )
+    arguments = call.call[0], mask_padding(model, call.true_sizes)
+    padded = differentiate(
+        amortized.params, *arguments, mask_padding(padded_guide, call.true_sizes)
+    )
+    for first, second in zip(jax.tree.leaves(own), jax.tree.leaves(padded), strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4)
+    # Either half of the padding is seen if it is left out.
+    unmasked = differentiate(amortized.params, *arguments, padded_guide)
+    assert abs(unmasked[0] - own[0]) > 0.1
+    blind = handlers.substitute(guide, data=call.extend(guide.structure, latents))
+    seen = differentiate(amortized.params, *arguments, mask_padding(blind, call.true_sizes))
+    assert abs(seen[0] - own[0]) > 1e-3
 
 
 def test_padded_answers_are_the_answers(host):
@@ -146,6 +203,37 @@ def test_models_that_cannot_be_padded(host, monkeypatch, model):
         seen = count_traces(monkeypatch, host)
         fit("never")  # warnings are errors
         assert sorted(seen) == [3, 4]
+
+
+def pull_of_the_size(num_groups=3, y=None):
+    numpyro, dist = import_module("numpyro"), import_module("numpyro.distributions")
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", num_groups):
+        theta = numpyro.sample("theta", dist.Normal(mu, 1.0))
+        numpyro.factor("local", -(theta**2))
+        numpyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+    numpyro.factor("pull", -num_groups * mu**2)
+
+
+def drawn_rows(num_groups=3, y=None):
+    numpyro, dist = import_module("numpyro"), import_module("numpyro.distributions")
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    with numpyro.plate("groups", num_groups, subsample_size=2) as rows:
+        numpyro.sample("y", dist.Normal(mu, 1.0), obs=None if y is None else y[rows])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (pull_of_the_size, "site 'pull': changes when plates .'groups'. are padded"),
+        (drawn_rows, "plate 'groups': rows are drawn from the padded ones too"),
+    ],
+)
+def test_bounds_that_cannot_be_padded(host, model, message):
+    guide = small_guide(host, model, sizes={"num_groups": "groups"})
+    sampler = with_data(host, sampler_of_sizes(3, 4))
+    with pytest.raises(ValueError, match=f"padding='always': {message}"):
+        host.fit(model, guide, host.trace_elbo(), model_args=sampler, num_steps=1, padding="always")
 
 
 def unsized(arguments):

@@ -44,6 +44,7 @@ def with_weights_of(host, amortized, model, guide, *args):
     return host.package.AmortizedPosterior(model, guide, params=amortized.params)
 
 
+@pytest.mark.compiles
 def test_a_grid_and_its_cells_by_index_get_the_same_posterior(host, rng):
     models = host.models
     size = CROSSED.num_rows, CROSSED.num_columns
@@ -135,6 +136,7 @@ def test_an_empty_group_changes_no_other_posterior(host, rng):
     assert draws["theta"].shape == (5, GROUPED.num_groups + 1)
 
 
+@pytest.mark.compiles
 def test_weights_marginalise_the_groups(host, rng):
     """Joint and marginalised weights estimate one evidence; the latter spread less."""
     model, guide, args = grouped(host)
@@ -152,6 +154,7 @@ def test_weights_marginalise_the_groups(host, rng):
     assert found.samples["theta"].shape == (4000, GROUPED.num_groups)
 
 
+@pytest.mark.compiles
 def test_three_levels_by_index(host, rng):
     model = host.models.three_levels
     class_of, school_of = np.array([0, 0, 1, 2, 2, 3, 4]), np.array([0, 0, 1, 1, 1])

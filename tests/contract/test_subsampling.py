@@ -126,6 +126,7 @@ def guide_with_covariates(host, name="weight", **options):
     return model, host.guide(model, observed="x", **settings, **options)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["weight", "t"])
 def test_covariates_are_those_of_the_drawn_rows(host, name):
     """An argument has all rows; a deterministic site has those that the model looks at."""

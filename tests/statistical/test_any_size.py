@@ -8,8 +8,8 @@ from scipy.stats import norm
 
 from amortize_diagnostics import expected_gap
 from tests.backends import host as host_of
-from tests.catalogue import OTHER
-from tests.problems import GroupedNormal, NormalUnknownScale
+from tests.catalogue import GAUSSIAN, OTHER
+from tests.problems import GroupedNormal, HierarchicalNormal, NormalUnknownScale
 
 pytestmark = pytest.mark.slow  # minutes of training for each
 
@@ -53,6 +53,41 @@ def test_any_number_of_groups(host, num_groups):
     for name, (gap, num_dims, tolerance) in gaps.items():
         assert gap.upper / num_dims < tolerance, (name, gap)
         assert gap.mean > -3 * gap.se, (name, gap)
+
+
+@cache
+def trained_by_elbo(backend):
+    """A stream of data sets, another size at every step, under the host's own bound."""
+    host = host_of(backend)
+    size = log_uniform(3, 60)
+
+    def data_set(rng):
+        problem = HierarchicalNormal(num_groups=size(rng))
+        return problem.sample_joint(rng, 1)[1]["y"][0], problem.num_groups
+
+    model = host.models.hierarchical_normal
+    density = host.package.NormalDensity()
+    guide = host.guide(model, observed="y", sizes={"num_groups": "groups"}, densities=density)
+    return host.fit(
+        model,
+        guide,
+        host.trace_elbo(num_particles=8),
+        model_args=host.model_args(data_set),
+        num_steps=4000,
+        learning_rate=3e-3,
+    )
+
+
+@pytest.mark.parametrize("num_groups", [3, 10, 60])
+def test_a_bound_of_the_host_over_data_sets_of_any_size(host, num_groups):
+    amortized = trained_by_elbo(host.name)
+    problem = HierarchicalNormal(num_groups=num_groups)
+    latents, data = problem.sample_joint(np.random.default_rng(4), NUM_DRAWS)
+    found = host.site_log_probs(amortized, (None, num_groups), latents, data)
+    log_q = sum(part.reshape(NUM_DRAWS, -1).sum(1) for part in found.values())
+    gap = expected_gap(problem.log_posterior(latents, data), log_q)
+    assert gap.upper / problem.num_latents < GAUSSIAN, gap
+    assert gap.mean > -3 * gap.se, gap
 
 
 @cache

@@ -15,7 +15,7 @@ from tests.statistical.test_expected_gap import assert_small, gap_of
 
 # Steps of 128 simulations.
 RUNS = {"poisson_count": 1000, "regimes": 1000, "switches": 1000, "mixture_assignments": 2000}
-SLOW = ("mixture_assignments", "regimes")  # a minute, a quarter of one
+SLOW = ("mixture_assignments", "regimes", "switches")  # a quarter of a minute to one
 
 
 @cache
