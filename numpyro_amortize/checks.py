@@ -236,7 +236,7 @@ class PlateCheck:
 
     def _group_problems(self, group: GroupInfo) -> list[str]:
         """Latents that reach rows which their index vector gives to another element."""
-        others = np.asarray(self._bound.arguments[group.name]) != 0
+        others = np.asarray(self._index(group)) != 0
         size = self._structure.plates[group.plate].size
         found = []
         for latent in self._structure.latents:
@@ -359,7 +359,9 @@ class PlateCheck:
 
     def _at_rows(self, name: str, value: Array) -> Array:
         """An argument with these values at the rows of subsampled plates, where it has any."""
-        plates = next((i.plates for i in self._structure.inputs if i.name == name), ())
+        of_groups = {group.name: (group.along,) for group in self._structure.groups}
+        of_inputs = {item.name: item.plates for item in self._structure.inputs}
+        plates = (of_inputs | of_groups).get(name, ())
         if not set(plates) & set(self._rows):
             return value
         whole = jnp.asarray(self._bound.arguments[name])
@@ -390,11 +392,16 @@ class PlateCheck:
                 return name
         return None
 
+    def _index(self, group: GroupInfo) -> Array:
+        """An index vector at the rows of the run."""
+        index = jnp.asarray(self._bound.arguments[group.name])
+        return index[self._rows[group.along]] if group.along in self._rows else index
+
     def _rolled_indices(self, plate: str) -> dict[str, Array]:
         """Index vectors after everything has moved by one along a plate."""
         rolled = {}
         for group in self._structure.groups:
-            index = jnp.asarray(self._bound.arguments[group.name])
+            index = self._index(group)
             if group.along == plate:
                 rolled[group.name] = jnp.roll(index, 1)
             elif group.plate == plate:

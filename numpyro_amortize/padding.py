@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from numpyro_amortize.arguments import given_arguments, is_array
-from numpyro_amortize.checks import read_data
+from numpyro_amortize.checks import is_same, read_data
 from numpyro_amortize.handlers.padding import mask_padding
 from numpyro_amortize.measure import Call, call_shapes
 from numpyro_amortize.structure import ModelStructure, SiteInfo
@@ -161,7 +161,7 @@ class CallPadding:
                 data = read_data(self._model, *call) if data is None else data
                 names = [site.name for site in structure.observed if site.name in data]
                 fitting = [each for each in names if data[each].shape == value.shape]
-                fitting.sort(key=lambda each: not _is_same(data[each], value))
+                fitting.sort(key=lambda each: not is_same(data[each], jnp.asarray(value)))
                 if fitting:
                     axes = _plate_axes(structure, fitting[0], value, has_event=True)
                     bound.arguments[name] = _pad(value, axes, wanted)
@@ -235,10 +235,6 @@ def _pad(value: Any, axes: Sequence[tuple[int, str]], wanted: Mapping[str, int])
         if plate in wanted:
             widths[axis] = (0, wanted[plate] - array.shape[axis])
     return jnp.asarray(np.pad(array, widths, mode="edge") if widths else array)
-
-
-def _is_same(data: Array, value: Array) -> bool:
-    return np.array_equal(np.asarray(data, float), np.asarray(value, float), equal_nan=True)
 
 
 def _agree(first: Array, second: Array) -> bool:

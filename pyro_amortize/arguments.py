@@ -107,14 +107,19 @@ def size_problems(
 
 
 def group_problems(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     groups: Sequence[GroupInfo],
     plates: Mapping[str, PlateInfo],
+    subsampled: Mapping[str, tuple[int, int]],
 ) -> list[str]:
-    """Index vectors that do not exist, do not fit their plates, or point out of range."""
-    arguments = bound_arguments(model, args, kwargs).arguments
+    """Index vectors that do not exist, do not fit their plates, or point out of range.
+
+    Args:
+        arguments: The model's arguments by name.
+        groups: The declared index vectors.
+        plates: The plates of the model.
+        subsampled: For each subsampled plate its size and the number of rows of this call.
+    """
     problems, seen = [], set()
     for group in groups:
         missing = [plate for plate in (group.plate, group.along) if plate not in plates]
@@ -131,8 +136,10 @@ def group_problems(
                 "supported; write the site in that plate as one vector with .to_event(1)"
             )
         else:
-            sizes = plates[group.plate].size, plates[group.along].size
-            problem = index_problem(group, arguments[group.name], *sizes)
+            num_rows = subsampled.get(group.along, (plates[group.along].size,))[0]
+            problem = index_problem(
+                group, arguments[group.name], plates[group.plate].size, num_rows
+            )
             problems += [problem] if problem else []
         seen.add((group.plate, group.along))
     return problems
@@ -195,22 +202,35 @@ def index_argument_problems(
     return problems
 
 
-def check_indices(
-    structure: ModelStructure, arguments: Mapping[str, Any], sizes: Mapping[str, int]
-) -> None:
-    """Raise a ValueError if an index vector does not fit the plates of this call.
+def index_values(
+    structure: ModelStructure,
+    arguments: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    subsampled: Mapping[str, tuple[int, int]],
+    rows: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
+    """Value of each index vector at the rows of one call.
 
     Args:
         structure: The structure of the model.
         arguments: The model's arguments by name.
-        sizes: Size of every plate.
+        sizes: Number of rows of every plate.
+        subsampled: For each subsampled plate its size and its number of rows.
+        rows: For each subsampled plate the indices of the rows to look at; all if None.
+
+    Raises:
+        ValueError: If an index vector does not fit the plates of this call.
     """
+    found, drawn = {}, rows or {}
     for group in structure.groups:
-        problem = index_problem(
-            group, arguments.get(group.name), sizes[group.plate], sizes[group.along]
-        )
+        value, is_drawn = arguments.get(group.name), group.along in drawn
+        num_rows = subsampled[group.along][0] if is_drawn else sizes[group.along]
+        problem = index_problem(group, value, sizes[group.plate], num_rows)
         if problem:
             raise ValueError(problem)
+        index = arguments[group.name]
+        found[group.name] = index[drawn[group.along]] if is_drawn else index
+    return found
 
 
 def missing_infos(missing: MissingSites) -> tuple[MissingInfo, ...]:

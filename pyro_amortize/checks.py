@@ -237,7 +237,7 @@ class PlateCheck:
 
     def _group_problems(self, group: GroupInfo) -> list[str]:
         """Latents that reach rows which their index vector gives to another element."""
-        others = self._bound.arguments[group.name] != 0
+        others = self._index(group) != 0
         size = self._structure.plates[group.plate].size
         found = []
         for latent in self._structure.latents:
@@ -364,7 +364,9 @@ class PlateCheck:
 
     def _at_rows(self, name: str, value: Tensor) -> Tensor:
         """An argument with these values at the rows of subsampled plates, where it has any."""
-        plates = next((i.plates for i in self._structure.inputs if i.name == name), ())
+        of_groups = {group.name: (group.along,) for group in self._structure.groups}
+        of_inputs = {item.name: item.plates for item in self._structure.inputs}
+        plates = (of_inputs | of_groups).get(name, ())
         if not set(plates) & set(self._rows):
             return value
         whole = self._bound.arguments[name].clone()
@@ -396,11 +398,16 @@ class PlateCheck:
                 return name
         return None
 
+    def _index(self, group: GroupInfo) -> Tensor:
+        """An index vector at the rows of the run."""
+        index = self._bound.arguments[group.name]
+        return index[self._rows[group.along]] if group.along in self._rows else index
+
     def _rolled_indices(self, plate: str) -> dict[str, Tensor]:
         """Index vectors after everything has moved by one along a plate."""
         rolled = {}
         for group in self._structure.groups:
-            index = self._bound.arguments[group.name]
+            index = self._index(group)
             if group.along == plate:
                 rolled[group.name] = torch.roll(index, 1)
             elif group.plate == plate:

@@ -122,7 +122,7 @@ def read_structure(
     problems += repetition_problems(sites, again, (*fixed, *proper.names))
     plates, plate_problem_list = _read_plates(trace, sites, observed, group_infos)
     problems += plate_problem_list
-    problems += group_problems(model, args, kwargs, group_infos, plates)
+    problems += group_problems(arguments, group_infos, plates, read_subsample_sizes(trace))
     problems += size_problems(arguments, sizes, plates)
     input_infos, input_problem_list = read_inputs(arguments, inputs, plates, trace, run)
     problems += input_problem_list
@@ -293,11 +293,10 @@ def _read_plates(
         if name not in plates
     ]
     problems += [
-        f"groups '{group.name}': index vectors from or into a subsampled plate are not supported; "
-        f"use the whole plate '{plate}'"
+        f"groups '{group.name}': points into the subsampled plate '{group.plate}', of which a call "
+        "has some elements only; use the whole plate"
         for group in groups
-        for plate in (group.plate, group.along)
-        if plate in plates and plates[plate].is_subsampled
+        if group.plate in plates and plates[group.plate].is_subsampled
     ]
     return plates, problems
 

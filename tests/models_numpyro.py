@@ -1002,10 +1002,9 @@ def mask_of_drawn_rows(is_there, x=None, batch_size=3):
             numpyro.sample("x", dist.Normal(z, 0.5), obs=None if x is None else x[rows])
 
 
-def group_of_drawn_rows(group, num_groups, x=None):
+def group_of_drawn_rows(group, num_groups, x=None, batch_size=2):
     with numpyro.plate("groups", num_groups):
-        a = numpyro.sample("a", dist.Normal(0.0, 1.0))
-    with numpyro.plate("data", len(group), subsample_size=3) as rows:
-        numpyro.sample(
-            "x", dist.Normal(a[..., group[rows]], 1.0), obs=None if x is None else x[rows]
-        )
+        theta = numpyro.sample("theta", dist.Normal(0.0, 1.0))
+    with numpyro.plate("data", len(group), subsample_size=batch_size) as rows:
+        obs = None if x is None else x[rows]
+        numpyro.sample("x", dist.Normal(theta[..., group[rows]], 0.5), obs=obs)

@@ -377,10 +377,11 @@ def _check_subsamples(
                 "or use a bound of the host such as Trace_ELBO"
             )
         read = [item.name for item in structure.inputs if plate in item.plates]
+        read += [group.name for group in structure.groups if group.along == plate]
         if num_rows < size and read:
             raise ValueError(
                 f"plate '{plate}': NPE would simulate other {num_rows} of {size} rows in every "
-                f"run, and the inputs {read} go with them. Train on the whole plate, or use a "
+                f"run, and the arguments {read} go with them. Train on the whole plate, or use a "
                 "bound of the host such as Trace_ELBO"
             )
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_amortize.arguments import (
     bound_arguments,
-    check_indices,
     index_argument_problems,
+    index_values,
     read_settings,
 )
 from pyro_amortize.checks import read_data_and_sizes
@@ -143,22 +143,19 @@ def read_call(
         ValueError: If an index vector does not fit its plates.
     """
     sizes = data_plate_sizes(structure, observations, batch_dims)
-    arguments: Mapping[str, Any] = {}
+    subsampled = subsample_sizes(model, args, kwargs) if structure.subsampled else {}
+    indices: Mapping[str, Tensor] = {}
     if structure.groups:
         arguments = bound_arguments(model, args, kwargs).arguments
         own = plate_sizes(model, args, kwargs)
         pointed = {group.plate for group in structure.groups} - set(sizes)
         sizes |= {plate: own[plate] for plate in pointed}
-        check_indices(structure, arguments, sizes)
-    factors = {}
-    if structure.subsampled:
-        found = subsample_sizes(model, args, kwargs)
-        factors = {plate: found[plate][0] / found[plate][1] for plate in structure.subsampled}
+        indices = index_values(structure, arguments, sizes, subsampled, rows)
     return CallValues(
         inputs=input_values(model, args, kwargs, structure.inputs, rows),
-        indices={group.name: arguments[group.name] for group in structure.groups},
+        indices=indices,
         sizes=sizes,
-        factors=factors,
+        factors={plate: size / num_rows for plate, (size, num_rows) in subsampled.items()},
     )
 
 

@@ -178,15 +178,79 @@ def test_npe_refuses_covariates_of_rows_that_change(host):
         host.fit(model, guide, host.package.NPE(8), kwargs=call, num_steps=1)
 
 
-def test_index_vectors_do_not_go_with_subsampling(host):
-    guide = host.guide(
-        host.models.group_of_drawn_rows,
-        observed="x",
-        groups={"group": ("groups", "data")},
-        sizes={"num_groups": "groups"},
-    )
-    with pytest.raises(ValueError, match="groups 'group': index vectors from or into a subsampled"):
-        guide.setup(host.array(np.array([0, 1, 1, 0, 1])), 2)
+GROUP = np.array([0, 1, 1, 0, 2, 1, 0, 2, 2, 1])
+
+
+def guide_of_groups(host, **options):
+    model = host.models.group_of_drawn_rows
+    settings = {"groups": {"group": ("groups", "data")}, "sizes": {"batch_size": "data"}}
+    settings["sizes"]["num_groups"] = "groups"
+    return model, host.guide(model, observed="x", **settings, **options)
+
+
+def test_index_vectors_are_those_of_the_drawn_rows(host):
+    """The groups of the rows that are drawn matter, those of the others do not."""
+    model, guide = guide_of_groups(host)
+    amortized = host.scrambled(model, guide, host.array(GROUP), 3, host.array(X), 4)
+
+    def log_prob(group):
+        args = (host.array(group), 3, host.array(X), 4)
+        of_guide, of_model = traces(host, amortized, model, *args)
+        rows = np.asarray(of_guide["data"]["value"])
+        np.testing.assert_array_equal(np.asarray(of_model["data"]["value"]), rows)
+        theta = host.array(np.array([0.5, -0.5, 1.0]))
+        return rows, backends.numpy_tree(of_guide["theta"]["fn"].log_prob(theta))
+
+    rows, own = log_prob(GROUP)
+    others = np.setdiff1d(np.arange(10), rows)
+    elsewhere, here = GROUP.copy(), GROUP.copy()
+    elsewhere[others] = (GROUP[others] + 1) % 3
+    here[rows[0]] = (GROUP[rows[0]] + 1) % 3
+    np.testing.assert_allclose(log_prob(elsewhere)[1], own, rtol=1e-5, atol=1e-5)
+    assert np.abs(log_prob(here)[1] - own).max() > 1e-3
+    # The whole plate in one batch is the call that has no batches: same rows, same answer.
+    latents, data = {"theta": np.zeros((1, 3))}, {"x": X[None]}
+    whole = host.site_log_probs(amortized, (host.array(GROUP), 3, None, 10), latents, data)
+    order = np.random.default_rng(0).permutation(10)
+    args, data = (host.array(GROUP[order]), 3, None, 10), {"x": X[order][None]}
+    found = host.site_log_probs(amortized, args, latents, data)
+    np.testing.assert_allclose(found["theta"], whole["theta"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_training_on_batches_of_groups(host):
+    """Exact: theta of a group is Normal(4 sum x / (1 + 4 n), 1 / (1 + 4 n))."""
+    model, guide = guide_of_groups(host, densities=host.package.NormalDensity(hidden_dims=(16,)))
+    rng = np.random.default_rng(0)
+    group = rng.choice(5, size=400, p=[0.4, 0.3, 0.15, 0.1, 0.05])
+    x = rng.normal(size=5)[group] + 0.5 * rng.normal(size=400)
+    args = (host.array(group), 5, host.array(x), 100)
+    objective = host.trace_elbo(4)
+    amortized = host.fit(model, guide, objective, args=args, num_steps=1500, learning_rate=1e-2)
+    draws = host.sample(amortized.at(*args[:3], 400), 4000)["theta"]
+    precision = 1 + 4 * np.bincount(group)
+    mean = 4 * np.bincount(group, x) / precision
+    assert np.abs((draws.mean(0) - mean) * precision**0.5).max() < 0.4
+    assert np.abs(draws.std(0) * precision**0.5 - 1).max() < 0.25
+
+
+def test_npe_refuses_index_vectors_of_rows_that_change_unless_all_are_drawn(host):
+    model, guide = guide_of_groups(host)
+    with pytest.raises(ValueError, match="plate 'data': NPE would simulate 4 of 10 rows, and si"):
+        host.fit(
+            model, guide, host.package.NPE(8), args=(host.array(GROUP), 3, None, 4), num_steps=1
+        )
+    args = host.array(GROUP), 3, None, 10  # the whole plate
+    losses = host.fit(model, guide, host.package.NPE(8), args=args, num_steps=2).history.losses
+    assert np.isfinite(losses).all()
+
+
+def test_index_vectors_of_drawn_rows_have_all_of_them(host):
+    model, guide = guide_of_groups(host)
+    with pytest.raises(ValueError, match="groups 'group': points into the subsampled plate 'data'"):
+        host.guide(
+            model, observed="x", groups={"group": ("data", "groups")}, sizes={"batch_size": "data"}
+        ).setup(host.array(GROUP), 3, None, 4)
 
 
 def test_covariates_that_follow_the_rows_without_being_in_their_plate(host):
