@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 
 from amortize_diagnostics import expected_gap
 from tests.backends import host as host_of
@@ -102,19 +102,45 @@ def trained_on_rows(backend):
     return host.fit(model, guide, objective, num_steps=4000)
 
 
+def rows_with_holes(num_rows, is_complete, seed):
+    """The problem without the missing rows, draws of its latents, its data and those with holes."""
+    num_there = num_rows if is_complete else num_rows - round(0.3 * num_rows)
+    problem = NormalUnknownScale(num_rows=num_there)
+    rng = np.random.default_rng(seed)
+    latents, data = problem.sample_joint(rng, NUM_DRAWS)
+    x = np.full((NUM_DRAWS, num_rows), np.nan)
+    x[:, :num_there] = data["x"]
+    return problem, latents, data, rng.permuted(x, axis=1)
+
+
 @pytest.mark.parametrize("is_complete", [True, False])
 @pytest.mark.parametrize("num_rows", [5, 37, 200])
 def test_any_number_of_rows_some_of_them_missing(host, num_rows, is_complete):
     amortized = trained_on_rows(host.name)
-    num_there = num_rows if is_complete else num_rows - round(0.3 * num_rows)
-    problem = NormalUnknownScale(num_rows=num_there)
-    rng = np.random.default_rng(2)
-    latents, data = problem.sample_joint(rng, NUM_DRAWS)
-    x = np.full((NUM_DRAWS, num_rows), np.nan)
-    x[:, :num_there] = data["x"]
-    x = rng.permuted(x, axis=1)
+    problem, latents, data, x = rows_with_holes(num_rows, is_complete, seed=2)
     found = host.site_log_probs(amortized, (None, num_rows), latents, {"x": x})
     log_q = sum(part.reshape(NUM_DRAWS, -1).sum(1) for part in found.values())
     gap = expected_gap(problem.log_posterior(latents, data), log_q)
     assert gap.upper / problem.num_latents < OTHER, gap
     assert gap.mean > -3 * gap.se, gap
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+@pytest.mark.parametrize("num_rows", [5, 37, 200])
+def test_answers_of_any_size_are_calibrated(host, num_rows, is_complete):
+    """Ranks of the truth among the draws are uniform, and those of draws too narrow are not."""
+    amortized = trained_on_rows(host.name)
+    _, latents, _, x = rows_with_holes(num_rows, is_complete, seed=3)
+    posterior = amortized.at_each(None, num_rows, observations={"x": host.array(x)})
+    draws = host.sample(posterior, 99)
+    for name, truth in latents.items():
+        narrow = draws[name].mean(0) + 0.7 * (draws[name] - draws[name].mean(0))
+        own, of_narrow = (rank_p_value(each, truth) for each in (draws[name], narrow))
+        assert own > 1e-4, (name, own)
+        assert of_narrow < 1e-6, (name, of_narrow)
+
+
+def rank_p_value(draws, truth):
+    """Of a test that ranks are uniform; draws lead."""
+    ranks = np.sum(draws < truth, axis=0) + np.random.default_rng(0).uniform(size=truth.shape)
+    return kstest(ranks / (len(draws) + 1), "uniform").pvalue

@@ -61,11 +61,17 @@ def test_assignments_after_weighting_and_their_evidence(host):
         weighted = host.importance_sample(posterior, 4000, seed=row)
         summary = weighted.summary
         assert abs(summary.log_evidence - evidence[row]) < 4 * summary.log_evidence_se + 1e-3
-        assert summary.ess_fraction > 0.5  # k-hat is 0.8 at the last data set: tails of `mu`
-        draws = weighted.resample(4000)["z"]
-        for component in range(3):
-            error = np.mean(draws == component, axis=0) - np.mean(exact[row] == component, axis=0)
-            assert np.abs(error).mean() < 0.03
+        assert summary.ess_fraction > 0.5
+        assert summary.khat < 0.7
+        errors = [
+            max(
+                np.abs(np.mean(z == each, axis=0) - np.mean(exact[row] == each, axis=0)).mean()
+                for each in range(3)
+            )
+            for z in (host.sample(posterior, 4000)["z"], weighted.resample(4000)["z"])
+        ]
+        print(f"guide alone {errors[0]:.3f}, weighted {errors[1]:.3f}, k-hat {summary.khat:.2f}")
+        assert errors[1] < 0.03
 
 
 @pytest.mark.slow

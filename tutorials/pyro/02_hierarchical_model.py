@@ -133,10 +133,10 @@ print(guide.structure)
 # counties and leave some empty. `missing=0.4` hides up to 40 % of the readings of each
 # simulation, so the guide learns from complete and from holey data.
 #
-# Pyro takes surveys of any size as they come. NumPyro compiles the step anew for each size, which
-# costs as much as hundreds of steps; this page trains at one size in both hosts. That is less of
-# a limit than it seems: a smaller survey is filled up with rows of NaN, which change no answer,
-# as long as no more are missing than in training.
+# The number of houses could change from survey to survey too. Pyro takes each as it comes; NumPyro
+# pads them to a few sizes, since every new one has to be compiled. This page trains at one size,
+# which is less of a limit than it seems: a smaller survey is filled up with rows of NaN, which
+# change no answer, as long as no more are missing than in training.
 
 
 # %%
@@ -157,7 +157,7 @@ amortized = fit(
     radon,
     guide,
     NPE(num_simulations=128, model_args=new_arguments, missing=0.4),
-    num_steps=3000,
+    num_steps=6000,
     learning_rate=5e-3,
     progress_bar=False,
 )
@@ -281,7 +281,7 @@ summarise("weighted", corrected)
 # %% [markdown]
 # The guide's own levels of the counties are close. The global sites are harder: the whole survey
 # speaks about the effect of a floor, the network has to compress it into a few numbers, and its
-# answer for one survey can be off by half a standard deviation or more. This is the price of a
+# answer for one survey can be off by some tenths of a standard deviation. This is the price of a
 # short training for all surveys at once, and it is what the ESS fraction has reported, without
 # any exact answer. The weights repair it: after them, means and standard deviations are close to
 # those of the matrix algebra.
@@ -315,7 +315,7 @@ summarise("weighted", other_corrected)
 
 # %% [markdown]
 # In this state the counties differ less. The guide is not sure enough of that: some of its own
-# intervals come out a quarter to a third too wide, and the weights narrow them.
+# intervals come out wider than the exact ones, and the weights narrow them.
 #
 # ## What shrinkage looks like
 #
