@@ -12,12 +12,13 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
-from numpyro_amortize.objectives import NPE
+from numpyro_amortize.objectives import IWAE, NPE
 from numpyro_amortize.posterior import AmortizedPosterior, Posterior
 from numpyro_amortize.simulate import Simulations, simulate
 from numpyro_amortize.structure import ModelStructure
 
 __all__ = [
+    "IWAE",
     "NPE",
     "AmortizedGuide",
     "AmortizedPosterior",

@@ -12,12 +12,13 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
-from pyro_amortize.objectives import NPE
+from pyro_amortize.objectives import IWAE, NPE
 from pyro_amortize.posterior import AmortizedPosterior, Posterior
 from pyro_amortize.simulate import Simulations, simulate
 from pyro_amortize.structure import ModelStructure
 
 __all__ = [
+    "IWAE",
     "NPE",
     "AmortizedGuide",
     "AmortizedPosterior",

@@ -130,7 +130,7 @@ def run_model(
 
     with poutine.block():
         nodes = poutine.trace(batched).get_trace().nodes
-    return _read_nodes(nodes)
+    return read_nodes(nodes)
 
 
 def free_depth(nesting: int, num_plates: int) -> int:
@@ -161,7 +161,7 @@ def is_taken(dim: int) -> bool:
         return True
 
 
-def _read_nodes(nodes: Mapping[str, Any]) -> Trace:
+def read_nodes(nodes: Mapping[str, Any]) -> Trace:
     """Sites by name without outer plates; sequential plates have no dimension and do not count."""
     trace: Trace = {}
     for name, node in nodes.items():

@@ -38,6 +38,7 @@ CATALOGUE = (
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),
+    Entry("IWAE", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("ImportanceSamples", "result"),
     Entry("ModelStructure", "result"),
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),

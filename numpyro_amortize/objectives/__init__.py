@@ -1,5 +1,6 @@
 """Objectives: losses for `fit` and for the host's SVI."""
 
+from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.npe import NPE
 
-__all__ = ["NPE"]
+__all__ = ["IWAE", "NPE"]

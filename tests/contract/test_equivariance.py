@@ -102,6 +102,7 @@ def test_many_data_sets_are_each_alone(host, rng):
         )
 
 
+@pytest.mark.compiles
 def test_any_size_within_the_trained_range_and_a_warning_outside(host, rng):
     model = host.models.eight_schools_noncentered
 

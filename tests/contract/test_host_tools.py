@@ -46,6 +46,7 @@ def bounds(host):
         "RenyiELBO": lambda: infer.RenyiELBO(alpha=0.5, num_particles=4),
         "TraceGraph_ELBO": lambda: infer.TraceGraph_ELBO(),
         "NPE": lambda: host.package.NPE(64),
+        "IWAE": lambda: host.package.IWAE(4),
     }
 
 
@@ -73,7 +74,15 @@ def train_with_svi(host, model, guide, loss, *args, num_steps, weight_decay=0.0,
 
 @pytest.mark.parametrize(
     "name",
-    ["Trace_ELBO", "particles", "TraceMeanField_ELBO", "RenyiELBO", "TraceGraph_ELBO", "NPE"],
+    [
+        "Trace_ELBO",
+        "particles",
+        "TraceMeanField_ELBO",
+        "RenyiELBO",
+        "TraceGraph_ELBO",
+        "NPE",
+        "IWAE",
+    ],
 )
 def test_stock_svi(host, name):
     model, guide = conjugate(host)

@@ -83,6 +83,7 @@ def host_log_prob(host, amortized, latents):
     return np.array(found)
 
 
+@pytest.mark.compiles
 def test_a_network_in_the_model(host, tmp_path):
     model = host.models.NetworkModel()
     guide = small_guide(host, model, inputs={"x": "rows"})

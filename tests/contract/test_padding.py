@@ -57,7 +57,7 @@ def count_traces(monkeypatch, host):
     return seen
 
 
-@pytest.mark.parametrize("objective", ["NPE", "Trace_ELBO"])
+@pytest.mark.parametrize("objective", ["NPE", pytest.param("Trace_ELBO", marks=pytest.mark.slow)])
 def test_one_compilation_for_each_bucket(host, monkeypatch, objective):
     model = host.models.normals_of_any_number
     guide = small_guide(host, model, sizes={"num_groups": "groups"})
@@ -85,7 +85,13 @@ def test_one_compilation_for_each_bucket(host, monkeypatch, objective):
     assert [new - old for new, old in zip(after, before, strict=True)] == [1, 1]
 
 
-@pytest.mark.parametrize("bound", ["Trace_ELBO", "TraceMeanField_ELBO", "RenyiELBO"])
+SLOW_BOUNDS = ("TraceMeanField_ELBO", "RenyiELBO")
+
+
+@pytest.mark.parametrize(
+    "bound",
+    ["Trace_ELBO", "IWAE", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_BOUNDS)],
+)
 def test_a_padded_bound_is_the_bound(host, bound):
     """At the same draws, with its gradient: what padding adds is in no term and no network."""
     jax, handlers = import_module("jax"), import_module("numpyro.handlers")
@@ -100,7 +106,8 @@ def test_a_padded_bound_is_the_bound(host, bound):
         ((y, num_groups), {})
     )
     assert call.padded_sizes == {"groups": 16}
-    objective = getattr(host.infer, bound)(num_particles=2)
+    make = host.package.IWAE if bound == "IWAE" else getattr(host.infer, bound)
+    objective = make(num_particles=2)
 
     def loss(params, arguments, model, guide):
         return objective.loss(host.key(0), params, model, guide, *arguments)

@@ -96,6 +96,25 @@ def test_npe_reaches_the_exact_posterior(host, name):
 @pytest.mark.parametrize("name", sorted(ELBO_RUNS))
 def test_elbo_reaches_the_exact_posterior(host, name):
     """Many data sets in one outer plate, the host's own bound, fresh data sets for the gap."""
+    assert_bound_reaches_the_exact_posterior(host, name, host.trace_elbo())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["dreg", "stl"])
+def test_iwae_reaches_the_exact_posterior(host, gradient):
+    """Within the tolerance of the gap, means within 0.03 sd and sds within 3 %."""
+    objective = host.package.IWAE(8, gradient=gradient)
+    amortized, args = assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
+    problem = PROBLEMS["conjugate_normal"]
+    _, fresh = problem.sample_joint(np.random.default_rng(4), args[1])
+    draws = host.sample(amortized.at(host.array(fresh["x"]), args[1]), 10_000)["z"]
+    mean, sd = problem.posterior(fresh)
+    error = (draws.reshape(10_000, -1).mean(0) - mean) / sd
+    assert np.sqrt((error**2).mean()) < 0.03
+    assert np.abs(draws.std(0) / sd - 1).mean() < 0.03
+
+
+def assert_bound_reaches_the_exact_posterior(host, name, objective):
     problem, (num_datasets, steps, rate) = PROBLEMS[name], ELBO_RUNS[name]
     model = getattr(host.models, f"{name}_many")
     _, observations = problem.sample_joint(np.random.default_rng(2), num_datasets)
@@ -104,9 +123,7 @@ def test_elbo_reaches_the_exact_posterior(host, name):
     if name != "conjugate_normal":  # correlated: one triangular affine map is exact
         density = host.package.SplineFlowDensity(num_transforms=2)
     guide = host.guide(model, observed="x", sizes={"num_datasets": "datasets"}, densities=density)
-    amortized = host.fit(
-        model, guide, host.trace_elbo(), args=args, num_steps=steps, learning_rate=rate
-    )
+    amortized = host.fit(model, guide, objective, args=args, num_steps=steps, learning_rate=rate)
     rounds = 8
     latents, fresh = problem.sample_joint(np.random.default_rng(3), rounds * num_datasets)
     shape = (rounds, num_datasets)
@@ -114,6 +131,7 @@ def test_elbo_reaches_the_exact_posterior(host, name):
     x = fresh["x"].reshape(*shape, *fresh["x"].shape[1:])
     log_q = host.site_log_probs(amortized, args, {"z": z}, {"x": x})["z"].reshape(-1)
     assert_small(expected_gap(problem.log_posterior(latents, fresh), log_q), problem, GAUSSIAN)
+    return amortized, args
 
 
 def test_the_prior_as_posterior_is_rejected(host):

@@ -1,0 +1,187 @@
+"""Which plates have importance weights of their own, and which sites are drawn once for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import logsumexp
+
+from numpyro_amortize.tracing import Trace, read_subsample_sizes
+
+
+@dataclass(frozen=True)
+class ParticlePlan:
+    """How the particles of one call are weighted.
+
+    Args:
+        plates: The plates whose elements have weights of their own.
+        dims: Dimension (negative) of each of them.
+        global_sites: Sites with one draw for all particles; none if weights are joint.
+        scale: Size of these plates over the number of rows of the call.
+        factors: For each site the same of all of its own subsampled plates.
+    """
+
+    plates: tuple[str, ...]
+    dims: tuple[int, ...]
+    global_sites: tuple[str, ...]
+    scale: float
+    factors: Mapping[str, float]
+
+    def split(self, trace: Trace) -> tuple[Array, Array]:
+        """Log densities of one particle: of the global sites, and of each plate element.
+
+        The scale of subsampled plates is left out, other scales and masks count.
+
+        Args:
+            trace: A trace of the host.
+
+        Returns:
+            A scalar, and an array with one axis for each dimension up to the leftmost of `dims`.
+        """
+        shared, own = jnp.zeros(()), jnp.zeros((1,) * self.depth)
+        for name, site in trace.items():
+            if site["type"] != "sample":
+                continue
+            part = _log_prob(site)
+            if site["scale"] is not None:
+                part = part * (site["scale"] / self.factors[name])
+            if name in self.global_sites:
+                shared = shared + jnp.sum(part)
+            else:
+                own = own + self._reduce(part)
+        return shared, own
+
+    def weigh(
+        self, weights: Array, values: Mapping[str, Any], event_dims: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """Values of the sites' draws times the weights of their particles.
+
+        Args:
+            weights: Shape `(num_particles, *dims)`.
+            values: By site, a leading axis of particles; or None.
+            event_dims: Number of event axes by site.
+        """
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            found[name] = None
+            if value is not None:
+                events = (1,) * event_dims[name]
+                between = (1,) * (value.ndim - weights.ndim - len(events))
+                shape = (len(weights), *between, *weights.shape[1:], *events)
+                found[name] = value * weights.reshape(shape)
+        return found
+
+    def bound(self, shared: Array, own: Array) -> Array:
+        """The bound from the log weights of the global sites and of the plate elements.
+
+        Args:
+            shared: Shape `(num_particles,)`.
+            own: Shape `(num_particles, *dims)`.
+        """
+        elements = logsumexp(own, axis=0) - jnp.log(len(own))
+        return jnp.mean(shared) + self.scale * jnp.sum(elements)
+
+    def check(self, own: Array) -> None:
+        """Raise a ValueError if all particles of an element have density zero; not in `jit`."""
+        if not isinstance(own, jax.core.Tracer):
+            lost = np.isneginf(np.asarray(own)).all(0)
+            if lost.any():
+                raise _lost_element(self.plates, self.dims, np.argwhere(lost)[0].tolist())
+
+    @property
+    def depth(self) -> int:
+        """Number of plate axes of the weights."""
+        return -min(self.dims, default=0)
+
+    def _reduce(self, part: Array) -> Array:
+        """The sum over all axes but those of `dims`, which keep their places."""
+        part = part.reshape((1,) * (self.depth - part.ndim) + part.shape)
+        summed = [axis for axis in range(-part.ndim, 0) if axis not in self.dims]
+        part = jnp.sum(part, axis=summed, keepdims=True)
+        return part.reshape(part.shape[part.ndim - self.depth :])
+
+
+def plan_particles(guide_trace: Trace, model_trace: Trace, *, nested: bool | None) -> ParticlePlan:
+    """Find the plates whose elements are independent of each other, given the global sites.
+
+    Args:
+        guide_trace: A trace of the guide.
+        model_trace: A trace of the model with its draws.
+        nested: Whether latents in no plate of an observed site are drawn once for all particles;
+            None for only where a subsampled plate makes joint weights impossible.
+
+    Raises:
+        ValueError: If weights under these plates would give no bound, or if there is nothing
+            to nest.
+    """
+    sites = {
+        name: site
+        for trace in (guide_trace, model_trace)
+        for name, site in trace.items()
+        if site["type"] == "sample"
+    }
+    plates = {name: {f.name: f for f in site["cond_indep_stack"]} for name, site in sites.items()}
+    latents = [name for name, site in guide_trace.items() if name in sites]
+    sizes = read_subsample_sizes(guide_trace) | read_subsample_sizes(model_trace)
+    drawn = [plate for plate, (size, num_rows) in sizes.items() if num_rows < size]
+    carried = {plate for name in set(sites) - set(latents) for plate in plates[name]}
+    shared = [name for name in latents if not carried & set(plates[name])]
+    if nested is None:
+        nested = bool(drawn and shared and len(shared) < len(latents))
+    outside = [name for name in sites if nested and not carried & set(plates[name])]
+    if nested and not (shared and len(shared) < len(latents)):
+        raise ValueError(
+            "nested: needs latent sites in the plates of observed sites beside some that are in "
+            f"none of them, got {latents}. Use IWAE(nested=False)"
+        )
+    inside = [set(plates[name]) for name in sites if name not in outside]
+    common = sorted(set.intersection(*inside)) if inside else []
+    if nested and not common:
+        raise ValueError(
+            f"nested: sites {[name for name in sites if name not in outside]} have no plate in "
+            "common, so that their elements are not independent given the others. Use "
+            "IWAE(nested=False)"
+        )
+    for plate in drawn:
+        lacking = [name for name in sites if name not in outside and plate not in plates[name]]
+        if lacking:
+            raise ValueError(
+                f"plate '{plate}': is subsampled, and sites {lacking} are not in it, so that "
+                "weights would give no bound. Use IWAE(nested=True) if these are in no plate of "
+                "an observed site; else call the model with the whole plate, or use Trace_ELBO"
+            )
+    dims = {frame.name: frame.dim for own in plates.values() for frame in own.values()}
+    return ParticlePlan(
+        plates=tuple(common),
+        dims=tuple(dims[plate] for plate in common),
+        global_sites=tuple(outside),
+        scale=_factor(common, sizes),
+        factors={name: _factor(own, sizes) for name, own in plates.items()},
+    )
+
+
+def _lost_element(plates: tuple[str, ...], dims: tuple[int, ...], index: list[int]) -> ValueError:
+    places = [
+        f"element {index[dim]} of plate '{plate}'" for plate, dim in zip(plates, dims, strict=True)
+    ]
+    return ValueError(
+        f"{', '.join(places) or 'this data set'}: all particles have density zero. Look for data "
+        "that the model cannot produce, and for draws of the guide outside of a support"
+    )
+
+
+def _factor(plates: Iterable[str], sizes: Mapping[str, tuple[int, int]]) -> float:
+    """Sizes of plates over their numbers of rows, multiplied."""
+    return math.prod(sizes[plate][0] / sizes[plate][1] for plate in plates)
+
+
+def _log_prob(site: Mapping[str, Any]) -> Array:
+    fn, value, intermediates = site["fn"], site["value"], site["intermediates"]
+    return fn.log_prob(value, intermediates) if intermediates else fn.log_prob(value)

@@ -1,0 +1,153 @@
+"""Which plates have importance weights of their own, and which sites are drawn once for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_amortize.tracing import Trace, read_subsample_sizes
+
+
+@dataclass(frozen=True)
+class ParticlePlan:
+    """How the particles of one call are weighted.
+
+    Args:
+        particle_dim: Dimension (negative) of the particles, left of all plates.
+        plates: The plates whose elements have weights of their own.
+        dims: Dimension (negative) of each of them.
+        global_sites: Sites with one draw for all particles; none if weights are joint.
+        scale: Size of these plates over the number of rows of the call.
+        factors: For each site the same of all of its own subsampled plates.
+    """
+
+    particle_dim: int
+    plates: tuple[str, ...]
+    dims: tuple[int, ...]
+    global_sites: tuple[str, ...]
+    scale: float
+    factors: Mapping[str, float]
+
+    def split(self, trace: Trace) -> tuple[Tensor, Tensor]:
+        """Log densities of the particles: of the global sites, and of each plate element.
+
+        The scale of subsampled plates is left out, other scales and masks count.
+
+        Args:
+            trace: A trace of the host with all particles.
+
+        Returns:
+            Shape `(num_particles,)`, and `(num_particles, *plates)` with size 1 at the plates that
+            have no weights of their own.
+        """
+        shared, own = torch.zeros(()), torch.zeros((1,) * -self.particle_dim)
+        for name, site in trace.items():
+            if site["type"] != "sample":
+                continue
+            scale = site["scale"] / self.factors[name]
+            part = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
+            part = part.reshape((1,) * (-self.particle_dim - part.ndim) + part.shape)
+            if name in self.global_sites:
+                shared = shared + part.reshape(len(part), -1).sum(1)
+            else:
+                summed = [dim for dim in range(self.particle_dim + 1, 0) if dim not in self.dims]
+                own = own + (part.sum(summed, keepdim=True) if summed else part)
+        return shared, own
+
+    def bound(self, shared: Tensor, own: Tensor) -> Tensor:
+        """The bound from the log weights of the global sites and of the plate elements."""
+        self._check(own.detach())
+        elements = own.logsumexp(0) - math.log(len(own))
+        return shared.mean() + self.scale * elements.sum()
+
+    def _check(self, own: Tensor) -> None:
+        """Raise a ValueError if all particles of an element have density zero."""
+        lost = own.isneginf().all(0)
+        if bool(lost.any()):
+            raise _lost_element(self.plates, self.dims, lost.nonzero()[0].tolist())
+
+
+def plan_particles(
+    guide_trace: Trace, model_trace: Trace, particle_dim: int, *, nested: bool | None
+) -> ParticlePlan:
+    """Find the plates whose elements are independent of each other, given the global sites.
+
+    Args:
+        guide_trace: A trace of the guide.
+        model_trace: A trace of the model with its draws.
+        particle_dim: Dimension of the plate of particles.
+        nested: Whether latents in no plate of an observed site are drawn once for all particles;
+            None for only where a subsampled plate makes joint weights impossible.
+
+    Raises:
+        ValueError: If weights under these plates would give no bound, or if there is nothing
+            to nest.
+    """
+    sites = {
+        name: site
+        for trace in (guide_trace, model_trace)
+        for name, site in trace.items()
+        if site["type"] == "sample"
+    }
+    plates = {
+        name: {frame.name: frame for frame in site["cond_indep_stack"] if frame.dim != particle_dim}
+        for name, site in sites.items()
+    }
+    latents = [name for name, site in guide_trace.items() if name in sites]
+    sizes = read_subsample_sizes(guide_trace) | read_subsample_sizes(model_trace)
+    drawn = [plate for plate, (size, num_rows) in sizes.items() if num_rows < size]
+    carried = {plate for name in set(sites) - set(latents) for plate in plates[name]}
+    shared = [name for name in latents if not carried & set(plates[name])]
+    if nested is None:
+        nested = bool(drawn and shared and len(shared) < len(latents))
+    outside = [name for name in sites if nested and not carried & set(plates[name])]
+    if nested and not (shared and len(shared) < len(latents)):
+        raise ValueError(
+            "nested: needs latent sites in the plates of observed sites beside some that are in "
+            f"none of them, got {latents}. Use IWAE(nested=False)"
+        )
+    inside = [set(plates[name]) for name in sites if name not in outside]
+    common = sorted(set.intersection(*inside)) if inside else []
+    if nested and not common:
+        raise ValueError(
+            f"nested: sites {[name for name in sites if name not in outside]} have no plate in "
+            "common, so that their elements are not independent given the others. Use "
+            "IWAE(nested=False)"
+        )
+    for plate in drawn:
+        lacking = [name for name in sites if name not in outside and plate not in plates[name]]
+        if lacking:
+            raise ValueError(
+                f"plate '{plate}': is subsampled, and sites {lacking} are not in it, so that "
+                "weights would give no bound. Use IWAE(nested=True) if these are in no plate of "
+                "an observed site; else call the model with the whole plate, or use Trace_ELBO"
+            )
+    dims = {frame.name: frame.dim for own in plates.values() for frame in own.values()}
+    return ParticlePlan(
+        particle_dim=particle_dim,
+        plates=tuple(common),
+        dims=tuple(dims[plate] for plate in common),
+        global_sites=tuple(outside),
+        scale=_factor(common, sizes),
+        factors={name: _factor(own, sizes) for name, own in plates.items()},
+    )
+
+
+def _lost_element(plates: tuple[str, ...], dims: tuple[int, ...], index: list[int]) -> ValueError:
+    places = [
+        f"element {index[dim]} of plate '{plate}'" for plate, dim in zip(plates, dims, strict=True)
+    ]
+    return ValueError(
+        f"{', '.join(places) or 'this data set'}: all particles have density zero. Look for data "
+        "that the model cannot produce, and for draws of the guide outside of a support"
+    )
+
+
+def _factor(plates: Iterable[str], sizes: Mapping[str, tuple[int, int]]) -> float:
+    """Sizes of plates over their numbers of rows, multiplied."""
+    return math.prod(sizes[plate][0] / sizes[plate][1] for plate in plates)

@@ -1,0 +1,75 @@
+"""Small models with guides written by hand, whose exact posteriors and evidence are known."""
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+from tests.problems import PROBLEMS
+
+GROUPS = PROBLEMS["hierarchical_normal"]
+
+
+def rows(x, batch_size=None):
+    """z of a row ~ Normal(0, 1); x ~ Normal(z, 1)."""
+    with numpyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        z = numpyro.sample("z", dist.Normal(jnp.zeros(len(index)), 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+
+def guide_of_rows(x, batch_size=None):
+    mean, log_sd = (
+        numpyro.param("mean", jnp.zeros(len(x))),
+        numpyro.param("log_sd", jnp.zeros(len(x))),
+    )
+    with numpyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        numpyro.sample("z", dist.Normal(mean[index], jnp.exp(log_sd[index])))
+
+
+def guide_of_slope(x, batch_size=None):
+    with numpyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        numpyro.sample("z", dist.Normal(0.3 * x[index], 1.1))
+
+
+def hierarchy(y, batch_size=None):
+    base = numpyro.param("base", jnp.zeros(()))
+    mu = numpyro.sample("mu", dist.Normal(base, 1.0))
+    with numpyro.plate("groups", len(y), subsample_size=batch_size, dim=-1) as index:
+        theta = numpyro.sample("theta", dist.Normal(mu, GROUPS.tau))
+        numpyro.sample("y", dist.Normal(theta, GROUPS.noise), obs=y[index])
+
+
+def guide_of_hierarchy(y, batch_size=None):
+    """The exact posterior, moved and stretched by four parameters."""
+    names = ("mu_shift", "mu_stretch", "theta_shift", "theta_stretch")
+    zero = jnp.zeros(())
+    mu_shift, mu_stretch, theta_shift, theta_stretch = (numpyro.param(name, zero) for name in names)
+    precision = 1.0 + len(y) / (GROUPS.tau**2 + GROUPS.noise**2)
+    mean = y.sum() / (GROUPS.tau**2 + GROUPS.noise**2) / precision
+    mu = numpyro.sample("mu", dist.Normal(mean + mu_shift, precision**-0.5 * jnp.exp(mu_stretch)))
+    with numpyro.plate("groups", len(y), subsample_size=batch_size, dim=-1) as index:
+        precision = GROUPS.tau**-2 + GROUPS.noise**-2
+        mean = (mu * GROUPS.tau**-2 + y[index] * GROUPS.noise**-2) / precision
+        sd = precision**-0.5 * jnp.exp(theta_stretch)
+        numpyro.sample("theta", dist.Normal(mean + theta_shift, sd))
+
+
+def label(y):
+    z = numpyro.sample("z", dist.Bernoulli(0.5))
+    numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def guide_of_label(y):
+    numpyro.sample("z", dist.Bernoulli(0.4))
+
+
+def narrow_rows(x):
+    """x is between z and z + 0.5."""
+    with numpyro.plate("rows", len(x), dim=-1):
+        z = numpyro.sample("z", dist.Uniform(jnp.zeros(len(x)), 1.0))
+        inside = (x >= z) & (x <= z + 0.5)
+        numpyro.factor("inside", jnp.where(inside, jnp.zeros(len(x)), -jnp.inf))
+
+
+def guide_of_narrow_rows(x):
+    with numpyro.plate("rows", len(x), dim=-1):
+        numpyro.sample("z", dist.Uniform(jnp.zeros(len(x)), 0.1))

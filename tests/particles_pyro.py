@@ -1,0 +1,75 @@
+"""Small models with guides written by hand, whose exact posteriors and evidence are known."""
+
+import pyro
+import pyro.distributions as dist
+import torch
+
+from tests.problems import PROBLEMS
+
+GROUPS = PROBLEMS["hierarchical_normal"]
+
+
+def rows(x, batch_size=None):
+    """z of a row ~ Normal(0, 1); x ~ Normal(z, 1)."""
+    with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        z = pyro.sample("z", dist.Normal(torch.zeros(len(index)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+
+def guide_of_rows(x, batch_size=None):
+    mean, log_sd = (
+        pyro.param("mean", torch.zeros(len(x))),
+        pyro.param("log_sd", torch.zeros(len(x))),
+    )
+    with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        pyro.sample("z", dist.Normal(mean[index], torch.exp(log_sd[index])))
+
+
+def guide_of_slope(x, batch_size=None):
+    with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        pyro.sample("z", dist.Normal(0.3 * x[index], 1.1))
+
+
+def hierarchy(y, batch_size=None):
+    base = pyro.param("base", torch.zeros(()))
+    mu = pyro.sample("mu", dist.Normal(base, 1.0))
+    with pyro.plate("groups", len(y), subsample_size=batch_size, dim=-1) as index:
+        theta = pyro.sample("theta", dist.Normal(mu, GROUPS.tau))
+        pyro.sample("y", dist.Normal(theta, GROUPS.noise), obs=y[index])
+
+
+def guide_of_hierarchy(y, batch_size=None):
+    """The exact posterior, moved and stretched by four parameters."""
+    names = ("mu_shift", "mu_stretch", "theta_shift", "theta_stretch")
+    zero = torch.zeros(())
+    mu_shift, mu_stretch, theta_shift, theta_stretch = (pyro.param(name, zero) for name in names)
+    precision = 1.0 + len(y) / (GROUPS.tau**2 + GROUPS.noise**2)
+    mean = y.sum() / (GROUPS.tau**2 + GROUPS.noise**2) / precision
+    mu = pyro.sample("mu", dist.Normal(mean + mu_shift, precision**-0.5 * torch.exp(mu_stretch)))
+    with pyro.plate("groups", len(y), subsample_size=batch_size, dim=-1) as index:
+        precision = GROUPS.tau**-2 + GROUPS.noise**-2
+        mean = (mu * GROUPS.tau**-2 + y[index] * GROUPS.noise**-2) / precision
+        sd = precision**-0.5 * torch.exp(theta_stretch)
+        pyro.sample("theta", dist.Normal(mean + theta_shift, sd))
+
+
+def label(y):
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def guide_of_label(y):
+    pyro.sample("z", dist.Bernoulli(0.4))
+
+
+def narrow_rows(x):
+    """x is between z and z + 0.5."""
+    with pyro.plate("rows", len(x), dim=-1):
+        z = pyro.sample("z", dist.Uniform(torch.zeros(len(x)), 1.0))
+        inside = (x >= z) & (x <= z + 0.5)
+        pyro.factor("inside", torch.where(inside, torch.zeros(len(x)), -torch.inf))
+
+
+def guide_of_narrow_rows(x):
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("z", dist.Uniform(torch.zeros(len(x)), 0.1))
