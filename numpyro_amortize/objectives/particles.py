@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,19 +25,22 @@ class ParticlePlan:
         dims: Dimension (negative) of each of them.
         global_sites: Sites with one draw for all particles; none if weights are joint.
         scale: Size of these plates over the number of rows of the call.
-        factors: For each site the same of all of its own subsampled plates.
+        common_scale: The scale that the user has given to all sites alike.
+        factors: For each site the part of its scale that is no part of its weight: that, and the
+            sizes of its own subsampled plates over their numbers of rows.
     """
 
     plates: tuple[str, ...]
     dims: tuple[int, ...]
     global_sites: tuple[str, ...]
     scale: float
+    common_scale: float
     factors: Mapping[str, float]
 
     def split(self, trace: Trace) -> tuple[Array, Array]:
         """Log densities of one particle: of the global sites, and of each plate element.
 
-        The scale of subsampled plates is left out, other scales and masks count.
+        The scale of subsampled plates and of all sites alike is left out; others, and masks, count.
 
         Args:
             trace: A trace of the host.
@@ -50,8 +53,8 @@ class ParticlePlan:
             if site["type"] != "sample":
                 continue
             part = _log_prob(site)
-            if site["scale"] is not None:
-                part = part * (site["scale"] / self.factors[name])
+            scale = 1.0 if site["scale"] is None else site["scale"]
+            part = part * (scale / self.factors[name])
             if name in self.global_sites:
                 shared = shared + jnp.sum(part)
             else:
@@ -86,7 +89,7 @@ class ParticlePlan:
             own: Shape `(num_particles, *dims)`.
         """
         elements = logsumexp(own, axis=0) - jnp.log(len(own))
-        return jnp.mean(shared) + self.scale * jnp.sum(elements)
+        return self.common_scale * (jnp.mean(shared) + self.scale * jnp.sum(elements))
 
     def check(self, own: Array) -> None:
         """Raise a ValueError if all particles of an element have density zero; not in `jit`."""
@@ -158,13 +161,37 @@ def plan_particles(guide_trace: Trace, model_trace: Trace, *, nested: bool | Non
                 "an observed site; else call the model with the whole plate, or use Trace_ELBO"
             )
     dims = {frame.name: frame.dim for own in plates.values() for frame in own.values()}
+    factors = {name: _factor(own, sizes) for name, own in plates.items()}
+    common_scale = _common_scale(
+        [
+            (1.0 if site["scale"] is None else site["scale"], factors[name])
+            for trace in (guide_trace, model_trace)
+            for name, site in trace.items()
+            if name in sites
+        ]
+    )
     return ParticlePlan(
         plates=tuple(common),
         dims=tuple(dims[plate] for plate in common),
         global_sites=tuple(outside),
         scale=_factor(common, sizes),
-        factors={name: _factor(own, sizes) for name, own in plates.items()},
+        common_scale=common_scale,
+        factors={name: common_scale * factor for name, factor in factors.items()},
     )
+
+
+def _common_scale(scales: Sequence[tuple[Any, float]]) -> float:
+    """What the user multiplies all densities with, as in a loss per row; 1 if they differ.
+
+    Args:
+        scales: Scale of each site in each trace, and the part of it that is due to subsampling.
+    """
+    found = [scale / factor if isinstance(scale, int | float) else None for scale, factor in scales]
+    first = found[0] if found else None
+    is_common = first is not None and all(
+        each is not None and math.isclose(each, first, rel_tol=1e-6) for each in found
+    )
+    return first if first is not None and is_common else 1.0
 
 
 def _lost_element(plates: tuple[str, ...], dims: tuple[int, ...], index: list[int]) -> ValueError:

@@ -165,7 +165,8 @@ class IWAE(ELBO):
         weights = found[1].detach().softmax(0)
 
         def weighted(parts: LogWeights) -> Tensor:
-            return parts[0].mean() + plan.scale * (weights * parts[1]).sum()
+            within = plan.scale * (weights * parts[1]).sum()
+            return plan.common_scale * (parts[0].mean() + within)
 
         trained, inputs = _trained(model_trace), list(leaves.values())
         first = _gradients(weighted(of_model), [*inputs, *trained])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -23,7 +24,9 @@ class ParticlePlan:
         dims: Dimension (negative) of each of them.
         global_sites: Sites with one draw for all particles; none if weights are joint.
         scale: Size of these plates over the number of rows of the call.
-        factors: For each site the same of all of its own subsampled plates.
+        common_scale: The scale that the user has given to all sites alike.
+        factors: For each site the part of its scale that is no part of its weight: that, and the
+            sizes of its own subsampled plates over their numbers of rows.
     """
 
     particle_dim: int
@@ -31,12 +34,13 @@ class ParticlePlan:
     dims: tuple[int, ...]
     global_sites: tuple[str, ...]
     scale: float
+    common_scale: float
     factors: Mapping[str, float]
 
     def split(self, trace: Trace) -> tuple[Tensor, Tensor]:
         """Log densities of the particles: of the global sites, and of each plate element.
 
-        The scale of subsampled plates is left out, other scales and masks count.
+        The scale of subsampled plates and of all sites alike is left out; others, and masks, count.
 
         Args:
             trace: A trace of the host with all particles.
@@ -63,7 +67,7 @@ class ParticlePlan:
         """The bound from the log weights of the global sites and of the plate elements."""
         self._check(own.detach())
         elements = own.logsumexp(0) - math.log(len(own))
-        return shared.mean() + self.scale * elements.sum()
+        return self.common_scale * (shared.mean() + self.scale * elements.sum())
 
     def _check(self, own: Tensor) -> None:
         """Raise a ValueError if all particles of an element have density zero."""
@@ -128,14 +132,38 @@ def plan_particles(
                 "an observed site; else call the model with the whole plate, or use Trace_ELBO"
             )
     dims = {frame.name: frame.dim for own in plates.values() for frame in own.values()}
+    factors = {name: _factor(own, sizes) for name, own in plates.items()}
+    common_scale = _common_scale(
+        [
+            (site["scale"], factors[name])
+            for trace in (guide_trace, model_trace)
+            for name, site in trace.items()
+            if name in sites
+        ]
+    )
     return ParticlePlan(
         particle_dim=particle_dim,
         plates=tuple(common),
         dims=tuple(dims[plate] for plate in common),
         global_sites=tuple(outside),
         scale=_factor(common, sizes),
-        factors={name: _factor(own, sizes) for name, own in plates.items()},
+        common_scale=common_scale,
+        factors={name: common_scale * factor for name, factor in factors.items()},
     )
+
+
+def _common_scale(scales: Sequence[tuple[Any, float]]) -> float:
+    """What the user multiplies all densities with, as in a loss per row; 1 if they differ.
+
+    Args:
+        scales: Scale of each site in each trace, and the part of it that is due to subsampling.
+    """
+    found = [scale / factor if isinstance(scale, int | float) else None for scale, factor in scales]
+    first = found[0] if found else None
+    is_common = first is not None and all(
+        each is not None and math.isclose(each, first, rel_tol=1e-6) for each in found
+    )
+    return first if first is not None and is_common else 1.0
 
 
 def _lost_element(plates: tuple[str, ...], dims: tuple[int, ...], index: list[int]) -> ValueError:

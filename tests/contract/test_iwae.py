@@ -202,6 +202,29 @@ def test_batches_of_rows_give_the_bound_of_all(host, written):
         assert abs(stock.mean() - whole.mean()) > 0.1 * whole.mean()
 
 
+def test_a_scale_of_all_sites_multiplies_the_bound_and_one_of_some_tempers_the_weights(
+    host, written
+):
+    handlers = import_module("pyro.poutine" if host.name == "pyro" else "numpyro.handlers")
+    x = host.array(np.array([1.3, -0.4, 0.5]))
+    params = {name: np.full(3, value) for name, value in OFF.items()}
+
+    def scaled(fn):
+        return handlers.scale(fn, scale=0.1)
+
+    models = written.rows, written.guide_of_rows
+    plain, both, one = (
+        evaluate(host, host.package.IWAE(8), model, guide, params, x)
+        for model, guide in (models, map(scaled, models), (scaled(models[0]), models[1]))
+    )
+    np.testing.assert_allclose(both["loss"], 0.1 * plain["loss"], rtol=1e-5)
+    for name in OFF:
+        np.testing.assert_allclose(
+            both["gradient"][name], 0.1 * plain["gradient"][name], rtol=1e-4, atol=1e-6
+        )
+    assert abs(one["loss"] - 0.1 * plain["loss"]) > 0.1
+
+
 def test_batches_beside_a_global_latent_are_nested(host, written):
     params = {name: np.array(value) for name, value in MOVED.items()}
     models, y = (written.hierarchy, written.guide_of_hierarchy), host.array(Y)
