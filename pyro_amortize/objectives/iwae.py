@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from pyro.infer.elbo import ELBO
 from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
-from pyro_amortize.objectives.particles import ParticlePlan, plan_particles
+from pyro_amortize.objectives.particles import plan_particles
 from pyro_amortize.tracing import Trace, drawn_rows, read_nodes
 
 Values = dict[str, Tensor]
@@ -112,23 +112,45 @@ class IWAE(ELBO):
         run = _Run(plate(model), plate(guide), args, kwargs)
         values, guide_trace = run.guide_values({})
         _check_reparameterised(guide_trace)
-        model_trace = run.model_trace(values)
+        is_plain = self.gradient == "plain" or not torch.is_grad_enabled()
+        leaves = values if is_plain else _leaves(values)
+        model_trace = run.model_trace(leaves)
         plan = plan_particles(guide_trace, model_trace, particle_dim, nested=self.nested)
         shared = {
             name: value[:1].expand_as(value)
             for name, value in values.items()
             if name in plan.global_sites
         }
-        is_plain = self.gradient == "plain" or not torch.is_grad_enabled()
-        given = shared
+        given = shared if is_plain else _leaves(shared)
         if shared:
-            if not is_plain:
-                given = {name: value.detach().requires_grad_() for name, value in shared.items()}
             values, guide_trace = run.guide_values(given | drawn_rows(guide_trace))
-            model_trace = run.model_trace(values)
+            leaves = values if is_plain else _leaves(values)
+            model_trace = run.model_trace(leaves)
+        of_model = plan.split(model_trace)
         if is_plain:
-            return -plan.bound(*_difference(plan.split(model_trace), plan.split(guide_trace)))
-        return self._surrogate(plan, run, shared, given, values)
+            return -plan.bound(*_difference(of_model, plan.split(guide_trace)))
+        of_guide = plan.split(run.guide_values(leaves)[1])
+        found = _difference(of_model, of_guide)
+        weights, trained = found[1].detach().softmax(0), _trained(model_trace)
+        floats = {name: leaf for name, leaf in leaves.items() if leaf.is_floating_point()}
+        weighted = [plan.weighted(weights, parts) for parts in (of_model, of_guide)]
+        first = _gradients(weighted[0], [*floats.values(), *trained])
+        second = _gradients(weighted[1], list(floats.values()))
+        at_leaves = dict(zip(floats, map(torch.sub, first, second), strict=False))
+        own = {name: values[name] for name in floats if name not in given}
+        # What is drawn once reaches the weights through the other draws too.
+        through_own = _inner(own.values(), [at_leaves[name] for name in own])
+        paths = dict(zip(given, _gradients(through_own, list(given.values())), strict=True))
+        if self.gradient == "dreg":
+            for name in own:
+                at_leaves[name] = at_leaves[name] * _like(weights, at_leaves[name], particle_dim)
+        # The bound in value; in gradient the paths through the draws, and the model's parameters.
+        surrogate = (
+            _inner(shared.values(), [at_leaves[name] + paths[name] for name in shared])
+            + _inner(own.values(), [at_leaves[name] for name in own])
+            + _inner(trained, first[len(floats) :])
+        )
+        return surrogate.detach() - plan.bound(*found).detach() - surrogate
 
     def _get_trace(
         self,
@@ -139,55 +161,6 @@ class IWAE(ELBO):
     ) -> tuple[Any, Any]:
         """Traces of model and guide for one particle, as the host makes them."""
         return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-
-    def _surrogate(
-        self, plan: ParticlePlan, run: _Run, shared: Values, given: Values, values: Values
-    ) -> Tensor:
-        """The loss in value; in gradient the paths through the draws, and the model's parameters.
-
-        Args:
-            plan: How the particles are weighted.
-            run: Model and guide.
-            shared: What is drawn once for all particles.
-            given: The same values, cut from what they were drawn from.
-            values: All draws, which depend on those given, and the rows of plates.
-        """
-        own = {
-            name: value
-            for name, value in values.items()
-            if name not in given and value.is_floating_point()
-        }
-        leaves = {name: value.detach().requires_grad_() for name, value in {**given, **own}.items()}
-        fixed = {name: value.detach() for name, value in values.items()} | leaves
-        model_trace = run.model_trace(fixed)
-        of_model, of_guide = plan.split(model_trace), plan.split(run.guide_values(fixed)[1])
-        found = _difference(of_model, of_guide)
-        weights = found[1].detach().softmax(0)
-
-        def weighted(parts: LogWeights) -> Tensor:
-            within = plan.scale * (weights * parts[1]).sum()
-            return plan.common_scale * (parts[0].mean() + within)
-
-        trained, inputs = _trained(model_trace), list(leaves.values())
-        first = _gradients(weighted(of_model), [*inputs, *trained])
-        second = _gradients(weighted(of_guide), inputs)
-        at_leaves = dict(zip(leaves, map(torch.sub, first, second), strict=False))
-        # What is drawn once reaches the weights through the other draws too.
-        through_own = sum(
-            ((at_leaves[name] * value).sum() for name, value in own.items()), torch.zeros(())
-        )
-        paths = dict(zip(given, _gradients(through_own, list(given.values())), strict=True))
-        surrogate = torch.zeros(())
-        for name, value in shared.items():
-            surrogate = surrogate + ((at_leaves[name] + paths[name]) * value).sum()
-        for name, value in own.items():
-            part = at_leaves[name]
-            if self.gradient == "dreg":
-                part = part * _like(weights, part, plan.particle_dim)
-            surrogate = surrogate + (part * value).sum()
-        for value, part in zip(trained, first[len(leaves) :], strict=True):
-            surrogate = surrogate + (part * value).sum()
-        return surrogate.detach() - plan.bound(*found).detach() - surrogate
 
 
 @dataclass(frozen=True)
@@ -225,6 +198,19 @@ class _Run:
 
 def _difference(first: LogWeights, second: LogWeights) -> LogWeights:
     return first[0] - second[0], first[1] - second[1]
+
+
+def _leaves(values: Values) -> Values:
+    """The same values, cut from what they were drawn from, to be differentiated by."""
+    return {
+        name: value.detach().requires_grad_() if value.is_floating_point() else value
+        for name, value in values.items()
+    }
+
+
+def _inner(first: Iterable[Tensor], second: Iterable[Tensor]) -> Tensor:
+    products = [(one * other).sum() for one, other in zip(first, second, strict=True)]
+    return sum(products, torch.zeros(()))
 
 
 def _gradients(value: Tensor, inputs: list[Tensor]) -> list[Tensor]:

@@ -49,7 +49,7 @@ class ParticlePlan:
             Shape `(num_particles,)`, and `(num_particles, *plates)` with size 1 at the plates that
             have no weights of their own.
         """
-        shared, own = torch.zeros(()), torch.zeros((1,) * -self.particle_dim)
+        shared, own = torch.zeros(()), torch.zeros(())
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
@@ -68,6 +68,14 @@ class ParticlePlan:
         self._check(own.detach())
         elements = own.logsumexp(0) - math.log(len(own))
         return self.common_scale * (shared.mean() + self.scale * elements.sum())
+
+    def weighted(self, weights: Tensor, parts: tuple[Tensor, Tensor]) -> Tensor:
+        """The mean of log densities as `split` gives them, under weights of the particles.
+
+        Its gradient is that of the bound where the weights are those of its particles.
+        """
+        shared, own = parts
+        return self.common_scale * (shared.mean() + self.scale * (weights * own).sum())
 
     def _check(self, own: Tensor) -> None:
         """Raise a ValueError if all particles of an element have density zero."""
