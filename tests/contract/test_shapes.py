@@ -134,6 +134,16 @@ def test_trains_under_a_bound(case):
 
 
 @every_shape()
+def test_trains_under_importance_weights(case):
+    objective = case.host.package.IWAE(3)
+    if case.shape.is_discrete:
+        with pytest.raises(ValueError, match=r"is (discrete|not reparameterised), and the gradient"):
+            train(case, objective, case.call_with_data(0))
+    else:
+        train(case, objective, case.call_with_data(0))
+
+
+@every_shape()
 def test_saved_and_loaded(case, tmp_path):
     path = tmp_path / "guide.safetensors"
     case.amortized.save(path)
