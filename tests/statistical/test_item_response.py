@@ -58,8 +58,11 @@ def trained(backend, name, size):
         guide = host.guide(model, observed="y", sizes=sizes)
     else:
         small = trained(backend, name, SMALL)
-        guide = copy.deepcopy(small.guide)  # which has the weights in Pyro
-        options = {"params": small.params} if backend == "numpyro" else {}
+        guide = small.guide
+        if backend == "pyro":  # where the weights are in the guide
+            guide = copy.deepcopy(guide)
+        else:
+            options = {"params": small.params}
     return host.fit(
         model,
         guide,
