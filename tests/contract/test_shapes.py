@@ -137,7 +137,7 @@ def test_trains_under_a_bound(case):
 def test_trains_under_importance_weights(case):
     objective = case.host.package.IWAE(3)
     if case.shape.is_discrete:
-        with pytest.raises(ValueError, match=r"is (discrete|not reparameterised), and the gradient"):
+        with pytest.raises(ValueError, match="is (discrete|not reparameterised), and"):
             train(case, objective, case.call_with_data(0))
     else:
         train(case, objective, case.call_with_data(0))
