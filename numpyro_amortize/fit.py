@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from numpyro_amortize.arguments import drawn_call
 from numpyro_amortize.guides import AmortizedGuide
-from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.measure import Call
 from numpyro_amortize.objectives import NPE
 from numpyro_amortize.objectives.gradients import check_gradients
+from numpyro_amortize.objectives.mixed import parts_of, simulating_part
 from numpyro_amortize.objectives.npe import nonfinite_message
 from numpyro_amortize.padding import CallPadding, PaddedCall
 from numpyro_amortize.posterior import AmortizedPosterior
@@ -108,24 +108,23 @@ def fit(
     key = jax.random.key(0) if rng_key is None else rng_key
     key, held_out_key, argument_key = jax.random.split(key, 3)
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]
-    npe = objective if isinstance(objective, NPE) else None
+    npe = simulating_part(objective)
     draw_call = _sampler_of_calls(objective, calls[0], model_args)
     if draw_call:
         calls = [draw_call(each) for each in jax.random.split(argument_key, _ARGUMENT_DRAWS)]
-    if npe and draw_call:
+    if npe is objective and draw_call:
         objective = npe = npe.for_call({})
     guide.setup_over(calls)
     structure = guide.structure
     pad = _padding(guide, npe, calls, padding if draw_call else "never")
-    check_gradients(structure, objective)
-    if not npe and any(info.has_positions for info in structure.missing):
+    for part, _ in parts_of(objective):
+        check_gradients(structure, part)
+    if npe is not objective and any(info.has_positions for info in structure.missing):
         guide.find_observations(*calls[0])  # NaN in padding would be met inside the loop
     if npe and npe.simulations is None:
         _check_simulations(guide.model, npe, calls[0])
     step = TrainingStep(
-        fill_missing(model, optional=structure.optional)
-        if structure.incomplete and not npe
-        else model,
+        model,
         guide,
         objective,
         calls[0],

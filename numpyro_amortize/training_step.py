@@ -17,9 +17,11 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.weights import STANDARDISATION
+from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.handlers.padding import mask_padding
 from numpyro_amortize.measure import Call
 from numpyro_amortize.objectives import NPE
+from numpyro_amortize.objectives.mixed import parts_of
 from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.tracing import log_densities, run_model
 
@@ -54,18 +56,23 @@ class TrainingStep:
         num_steps: int,
         params: Mapping[str, Any] | None,
     ) -> None:
-        self.model, self.guide, self.objective = model, guide, objective
+        self.guide, self._parts = guide, parts_of(objective)
+        structure = guide.structure
+        # Simulations have no data to be missing.
+        filled = fill_missing(model, optional=structure.optional) if structure.incomplete else model
+        is_npe = all(isinstance(part, NPE) for part, _ in self._parts)
+        self._models = [model if isinstance(part, NPE) else filled for part, _ in self._parts]
         if optimizer is None:
             optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
         self.optimizer = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), optimizer)
         self._transforms: dict[str, Any] = {}
         start = guide.init_params()
-        for name, (value, constraint) in _model_params(model, call).items():
+        for name, (value, constraint) in _model_params(model if is_npe else filled, call).items():
             self._transforms[name] = biject_to(constraint)
             start[name] = value
         start |= dict(params or {})
-        # Neither the standardisation nor, under NPE, parameters of the model are trained.
-        frozen = {STANDARDISATION} | (set(self._transforms) if self.is_npe else set())
+        # Neither the standardisation nor, under NPE alone, parameters of the model are trained.
+        frozen = {STANDARDISATION} | (set(self._transforms) if is_npe else set())
         self._constants = {name: start[name] for name in frozen}
         free = {
             name: self._transforms[name].inv(value) if name in self._transforms else value
@@ -75,11 +82,6 @@ class TrainingStep:
         self.initial: State = (free, self.optimizer.init(free))
         self._advance = eqx.filter_jit(self._scan)
         self._held_out = eqx.filter_jit(self._mean_held_out)
-
-    @property
-    def is_npe(self) -> bool:
-        """Whether the objective simulates."""
-        return isinstance(self.objective, NPE)
 
     def params(self, state: State) -> dict[str, Any]:
         """Constrained parameters under the host's names."""
@@ -107,28 +109,42 @@ class TrainingStep:
             key = keys[offset]
         args, kwargs = padded.call
         params = self.params(state)
-        objective, model, guide = self._at_sizes(padded.true_sizes)
-        if isinstance(objective, NPE):
-            terms = objective.site_losses(key, params, model, guide, *args, **kwargs)
-        else:
-            terms = _site_densities(model, guide, params, key, padded.call)
-        bad = [name for name, term in terms.items() if not np.all(np.isfinite(term))]
+        bad: dict[str, None] = {}
+        for own_key, (part, _, model, guide) in self._at_sizes(key, padded.true_sizes):
+            if isinstance(part, NPE):
+                terms = part.site_losses(own_key, params, model, guide, *args, **kwargs)
+            else:
+                terms = _site_densities(model, guide, params, own_key, padded.call)
+            bad |= {name: None for name, term in terms.items() if not np.isfinite(term).all()}
         return (
-            f"step {first_step + offset + 1}: the loss is not finite, at sites {bad}. Look for "
-            "draws or data at the edge of a support and for simulations that overflow; a lower "
+            f"step {first_step + offset + 1}: the loss is not finite, at sites {list(bad)}. Look "
+            "for draws or data at the edge of a support and for simulations that overflow; a lower "
             "learning_rate helps if the networks diverge"
         )
 
     def _at_sizes(
-        self, true_sizes: Mapping[str, Array]
-    ) -> tuple[ELBO, Callable[..., Any], Callable[..., Any]]:
-        """Objective, model and guide for a call that is padded from these sizes of plates."""
-        if isinstance(self.objective, NPE):
-            return self.objective.for_call(true_sizes), self.model, self.guide
-        if not true_sizes:
-            return self.objective, self.model, self.guide
-        model = mask_padding(self.model, true_sizes)
-        return self.objective, model, mask_padding(self.guide.padded(true_sizes), true_sizes)
+        self, key: Array, true_sizes: Mapping[str, Array]
+    ) -> list[tuple[Array, tuple[ELBO, float, Callable[..., Any], Callable[..., Any]]]]:
+        """The parts for a call that is padded from these sizes of plates.
+
+        Args:
+            key: Key of the draws.
+            true_sizes: For each plate that the call pads the number of its elements that exist.
+
+        Returns:
+            For each part its own key, and the objective, its weight, the model and the guide.
+        """
+        keys = [key] if len(self._parts) == 1 else list(jax.random.split(key, len(self._parts)))
+        found = []
+        for own_key, model, (part, weight) in zip(keys, self._models, self._parts, strict=True):
+            guide: Callable[..., Any] = self.guide
+            if isinstance(part, NPE):
+                part = part.for_call(true_sizes)
+            elif true_sizes:
+                model = mask_padding(model, true_sizes)
+                guide = mask_padding(self.guide.padded(true_sizes), true_sizes)
+            found.append((own_key, (part, weight, model, guide)))
+        return found
 
     def _constrain(self, free: Mapping[str, Any]) -> dict[str, Any]:
         trained = {
@@ -142,11 +158,14 @@ class TrainingStep:
     ) -> tuple[Array, Array]:
         args, kwargs = call
         params = self._constrain(free)
-        objective, model, guide = self._at_sizes(true_sizes)
-        if isinstance(objective, NPE):
-            return objective.loss_and_count(key, params, model, guide, *args, **kwargs)
-        loss = objective.loss(key, params, model, guide, *args, **kwargs)
-        return loss, jnp.zeros((), int)
+        total, count = jnp.zeros(()), jnp.zeros((), int)
+        for own_key, (part, weight, model, guide) in self._at_sizes(key, true_sizes):
+            if isinstance(part, NPE):
+                loss, count = part.loss_and_count(own_key, params, model, guide, *args, **kwargs)
+            else:
+                loss = part.loss(own_key, params, model, guide, *args, **kwargs)
+            total = total + weight * loss
+        return total, count
 
     def _scan(
         self, state: State, keys: Array, call: Call, true_sizes: Mapping[str, Array]
@@ -164,12 +183,16 @@ class TrainingStep:
         self, state: State, keys: Array, call: Call, true_sizes: Mapping[str, Array]
     ) -> Array:
         args, kwargs = call
-        objective, model, guide = self._at_sizes(true_sizes)
-        loss = objective.held_out_loss if isinstance(objective, NPE) else objective.loss
         params = self._constrain(state[0])
-        return jnp.mean(
-            jax.vmap(lambda key: loss(key, params, model, guide, *args, **kwargs))(keys)
-        )
+
+        def one(key: Array) -> Array:
+            total = jnp.zeros(())
+            for own_key, (part, weight, model, guide) in self._at_sizes(key, true_sizes):
+                loss = part.held_out_loss if isinstance(part, NPE) else part.loss
+                total = total + weight * loss(own_key, params, model, guide, *args, **kwargs)
+            return total
+
+        return jnp.mean(jax.vmap(one)(keys))
 
 
 def _model_params(

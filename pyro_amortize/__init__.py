@@ -12,7 +12,7 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
-from pyro_amortize.objectives import IWAE, NPE
+from pyro_amortize.objectives import IWAE, NPE, Mixed
 from pyro_amortize.posterior import AmortizedPosterior, Posterior
 from pyro_amortize.simulate import Simulations, simulate
 from pyro_amortize.structure import ModelStructure
@@ -26,6 +26,7 @@ __all__ = [
     "CountDensity",
     "ImageEmbedding",
     "ImportanceSamples",
+    "Mixed",
     "ModelStructure",
     "NormalDensity",
     "PlateEmbedding",

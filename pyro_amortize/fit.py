@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from pyro_amortize.arguments import drawn_call
 from pyro_amortize.guides import AmortizedGuide
-from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE
 from pyro_amortize.objectives.gradients import check_gradients
+from pyro_amortize.objectives.mixed import parts_of, simulating_part
 from pyro_amortize.objectives.npe import nonfinite_message
 from pyro_amortize.posterior import AmortizedPosterior
 from pyro_amortize.simulate import simulate
@@ -89,23 +89,22 @@ def fit(
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     start = time.perf_counter()
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]
-    npe = objective if isinstance(objective, NPE) else None
+    npe = simulating_part(objective)
     draw_call = _sampler_of_calls(objective, calls[0], model_args)
     if draw_call:
         calls = [draw_call() for _ in range(_ARGUMENT_DRAWS)]
-    if npe and draw_call:
+    if npe is objective and draw_call:
         objective = npe = npe.with_fixed_arguments()
     guide.setup_over(calls)
     structure = guide.structure
-    check_gradients(structure, objective)
-    if not npe and any(info.has_positions for info in structure.missing):
+    for part, _ in parts_of(objective):
+        check_gradients(structure, part)
+    if npe is not objective and any(info.has_positions for info in structure.missing):
         guide.find_observations(*calls[0])  # NaN in padding would be met inside the loop
     if npe and npe.simulations is None and guide.is_vectorized:
         _check_simulations(guide.model, npe, calls[0])
     step = TrainingStep(
-        fill_missing(model, optional=structure.optional)
-        if structure.incomplete and not npe
-        else model,
+        model,
         guide,
         objective,
         calls[0],

@@ -11,8 +11,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.handlers import fill_missing
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE
+from pyro_amortize.objectives.mixed import parts_of
 from pyro_amortize.tracing import is_rows, log_densities, seeded
 
 _CLIP_NORM = 5.0
@@ -45,7 +47,11 @@ class TrainingStep:
         learning_rate: float,
         num_steps: int,
     ) -> None:
-        self.model, self.guide, self.objective = model, guide, objective
+        self.guide, self._parts = guide, parts_of(objective)
+        structure = guide.structure
+        # Simulations have no data to be missing.
+        filled = fill_missing(model, optional=structure.optional) if structure.incomplete else model
+        self._models = [model if isinstance(part, NPE) else filled for part, _ in self._parts]
         self._parameters = self._find_parameters(call)
         self._schedule = None
         if optimizer is None:
@@ -56,11 +62,6 @@ class TrainingStep:
         else:
             self._optimizer = optimizer(self._parameters)
         self._random_state = torch.get_rng_state()
-
-    @property
-    def is_npe(self) -> bool:
-        """Whether the objective simulates."""
-        return isinstance(self.objective, NPE)
 
     def advance(self, call: Call) -> tuple[float, int]:
         """One step; its loss, and the simulations left out. No step if it is not finite."""
@@ -80,48 +81,58 @@ class TrainingStep:
         values = []
         for seed in seeds:
             with torch.no_grad(), seeded(seed):
-                values.append(self.objective.loss(self.model, self.guide, *args, **kwargs))
-        return sum(values) / len(values)
+                values += [
+                    weight * part.loss(model, self.guide, *args, **kwargs)
+                    for model, (part, weight) in zip(self._models, self._parts, strict=True)
+                ]
+        return len(self._parts) * sum(values) / len(values)
 
     def explain(self, call: Call, step: int) -> str:
         """Repeat the last step's loss site by site; name the step and the sites."""
         torch.set_rng_state(self._random_state)
         args, kwargs = call
-        with torch.no_grad():
-            if self.is_npe:
-                terms = self.objective.site_losses(self.model, self.guide, *args, **kwargs)
-            else:
-                terms = _site_densities(self.model, self.guide, call)
-        bad = [name for name, term in terms.items() if not bool(torch.isfinite(term).all())]
+        bad: dict[str, None] = {}
+        for model, (part, _) in zip(self._models, self._parts, strict=True):
+            with torch.no_grad():
+                if isinstance(part, NPE):
+                    terms = part.site_losses(model, self.guide, *args, **kwargs)
+                else:
+                    terms = _site_densities(model, self.guide, call)
+            bad |= {name: None for name, term in terms.items() if not term.isfinite().all()}
         return (
-            f"step {step}: the loss is not finite, at sites {bad}. Look for draws or data at the "
-            "edge of a support and for simulations that overflow; a lower learning_rate helps if "
-            "the networks diverge"
+            f"step {step}: the loss is not finite, at sites {list(bad)}. Look for draws or data at "
+            "the edge of a support and for simulations that overflow; a lower learning_rate helps "
+            "if the networks diverge"
         )
 
     def _add_gradients(self, call: Call) -> tuple[float, int]:
         """The loss, its gradients added to those of the parameters if it is finite."""
         args, kwargs = call
-        if self.is_npe:
-            loss, count = self.objective.loss_and_count(self.model, self.guide, *args, **kwargs)
-        elif hasattr(self.objective, "differentiable_loss"):
-            loss = self.objective.differentiable_loss(self.model, self.guide, *args, **kwargs)
-            count = 0
-        else:  # TraceGraph_ELBO
-            return self.objective.loss_and_grads(self.model, self.guide, *args, **kwargs), 0
-        if bool(torch.isfinite(loss)):
-            loss.backward()
-        return float(loss.detach()), count
+        value, count = 0.0, 0
+        for model, (part, weight) in zip(self._models, self._parts, strict=True):
+            if isinstance(part, NPE):
+                loss, count = part.loss_and_count(model, self.guide, *args, **kwargs)
+            elif hasattr(part, "differentiable_loss"):
+                loss = part.differentiable_loss(model, self.guide, *args, **kwargs)
+            else:  # TraceGraph_ELBO, which is no part of a mixture
+                return part.loss_and_grads(model, self.guide, *args, **kwargs), 0
+            if bool(torch.isfinite(loss)):
+                (weight * loss).backward()
+            value += weight * float(loss.detach())
+        return value, count
 
     def _find_parameters(self, call: Call) -> list[Tensor]:
-        """The guide's parameters, and under a bound of the host those of the model too."""
-        if self.is_npe:
-            return list(self.guide.parameters())
+        """The guide's parameters, and under a bound those of the model too."""
         args, kwargs = call
+        found = {id(value): value for value in self.guide.parameters()}
         with poutine.trace(param_only=True) as capture:
-            self.objective.loss(self.model, self.guide, *args, **kwargs)
-        values: list[Any] = [site["value"] for site in capture.trace.nodes.values()]
-        return [value.unconstrained() for value in values]
+            for model, (part, _) in zip(self._models, self._parts, strict=True):
+                if not isinstance(part, NPE):
+                    part.loss(model, self.guide, *args, **kwargs)
+        for site in capture.trace.nodes.values():
+            value: Any = site["value"]
+            found[id(value.unconstrained())] = value.unconstrained()
+        return list(found.values())
 
 
 def _site_densities(

@@ -40,6 +40,7 @@ CATALOGUE = (
     Entry("CountDensity", "density", ("poisson_count",), OTHER),
     Entry("IWAE", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("ImportanceSamples", "result"),
+    Entry("Mixed", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("ModelStructure", "result"),
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("NormalDensity", "density", ("conjugate_normal",), GAUSSIAN),

@@ -1,6 +1,7 @@
 """Objectives: losses for `fit` and for the host's SVI."""
 
 from numpyro_amortize.objectives.iwae import IWAE
+from numpyro_amortize.objectives.mixed import Mixed
 from numpyro_amortize.objectives.npe import NPE
 
-__all__ = ["IWAE", "NPE"]
+__all__ = ["IWAE", "NPE", "Mixed"]

@@ -254,7 +254,8 @@ class NPE(ELBO):
             values = _bank_rows(bank, self.num_simulations, rng_key, is_held_out=is_held_out)
             moments = None
         names = [site.name for site in (*structure.latents, *structure.observed)]
-        values = {name: values[name] for name in names}
+        # Simulations are data: no gradient reaches parameters of the model through them.
+        values, moments = jax.lax.stop_gradient(({name: values[name] for name in names}, moments))
         is_finite = finite_rows(values)
         # One in some ten million half-normal draws is rounded to zero, whose logarithm is infinite.
         coordinates = {

@@ -47,6 +47,7 @@ def bounds(host):
         "TraceGraph_ELBO": lambda: infer.TraceGraph_ELBO(),
         "NPE": lambda: host.package.NPE(64),
         "IWAE": lambda: host.package.IWAE(4),
+        "Mixed": lambda: host.package.Mixed({host.package.NPE(32): 0.5, host.package.IWAE(4): 0.5}),
     }
 
 
@@ -82,6 +83,7 @@ def train_with_svi(host, model, guide, loss, *args, num_steps, weight_decay=0.0,
         "TraceGraph_ELBO",
         "NPE",
         "IWAE",
+        "Mixed",
     ],
 )
 def test_stock_svi(host, name):

@@ -114,6 +114,13 @@ def test_iwae_reaches_the_exact_posterior(host, gradient):
     assert np.abs(draws.std(0) / sd - 1).mean() < 0.03
 
 
+@pytest.mark.slow
+def test_mixed_reaches_the_exact_posterior(host):
+    package = host.package
+    objective = package.Mixed({package.NPE(2): 0.5, package.IWAE(4): 0.5})
+    assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
+
+
 def assert_bound_reaches_the_exact_posterior(host, name, objective):
     problem, (num_datasets, steps, rate) = PROBLEMS[name], ELBO_RUNS[name]
     model = getattr(host.models, f"{name}_many")
