@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -28,6 +28,16 @@ from numpyro_amortize.tracing import log_densities, run_model
 _CLIP_NORM = 5.0
 
 State = tuple[dict[str, Any], Any]
+
+
+class _Part(NamedTuple):
+    """One objective of a sum at one call: its weight, what it compares, the key of its draws."""
+
+    objective: ELBO
+    weight: float
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    key: Array
 
 
 class TrainingStep:
@@ -110,11 +120,13 @@ class TrainingStep:
         args, kwargs = padded.call
         params = self.params(state)
         bad: dict[str, None] = {}
-        for own_key, (part, _, model, guide) in self._at_sizes(key, padded.true_sizes):
-            if isinstance(part, NPE):
-                terms = part.site_losses(own_key, params, model, guide, *args, **kwargs)
+        for part in self._at_sizes(key, padded.true_sizes):
+            if isinstance(part.objective, NPE):
+                terms = part.objective.site_losses(
+                    part.key, params, part.model, part.guide, *args, **kwargs
+                )
             else:
-                terms = _site_densities(model, guide, params, own_key, padded.call)
+                terms = _site_densities(part.model, part.guide, params, part.key, padded.call)
             bad |= {name: None for name, term in terms.items() if not np.isfinite(term).all()}
         return (
             f"step {first_step + offset + 1}: the loss is not finite, at sites {list(bad)}. Look "
@@ -122,28 +134,20 @@ class TrainingStep:
             "learning_rate helps if the networks diverge"
         )
 
-    def _at_sizes(
-        self, key: Array, true_sizes: Mapping[str, Array]
-    ) -> list[tuple[Array, tuple[ELBO, float, Callable[..., Any], Callable[..., Any]]]]:
-        """The parts for a call that is padded from these sizes of plates.
-
-        Args:
-            key: Key of the draws.
-            true_sizes: For each plate that the call pads the number of its elements that exist.
-
-        Returns:
-            For each part its own key, and the objective, its weight, the model and the guide.
-        """
+    def _at_sizes(self, key: Array, true_sizes: Mapping[str, Array]) -> list[_Part]:
+        """The parts for a call that is padded from these sizes of plates."""
         keys = [key] if len(self._parts) == 1 else list(jax.random.split(key, len(self._parts)))
         found = []
-        for own_key, model, (part, weight) in zip(keys, self._models, self._parts, strict=True):
+        for own_key, model, (objective, weight) in zip(
+            keys, self._models, self._parts, strict=True
+        ):
             guide: Callable[..., Any] = self.guide
-            if isinstance(part, NPE):
-                part = part.for_call(true_sizes)
+            if isinstance(objective, NPE):
+                objective = objective.for_call(true_sizes)
             elif true_sizes:
                 model = mask_padding(model, true_sizes)
                 guide = mask_padding(self.guide.padded(true_sizes), true_sizes)
-            found.append((own_key, (part, weight, model, guide)))
+            found.append(_Part(objective, weight, model, guide, own_key))
         return found
 
     def _constrain(self, free: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,12 +163,13 @@ class TrainingStep:
         args, kwargs = call
         params = self._constrain(free)
         total, count = jnp.zeros(()), jnp.zeros((), int)
-        for own_key, (part, weight, model, guide) in self._at_sizes(key, true_sizes):
-            if isinstance(part, NPE):
-                loss, count = part.loss_and_count(own_key, params, model, guide, *args, **kwargs)
+        for part in self._at_sizes(key, true_sizes):
+            given = part.key, params, part.model, part.guide
+            if isinstance(part.objective, NPE):
+                loss, count = part.objective.loss_and_count(*given, *args, **kwargs)
             else:
-                loss = part.loss(own_key, params, model, guide, *args, **kwargs)
-            total = total + weight * loss
+                loss = part.objective.loss(*given, *args, **kwargs)
+            total = total + part.weight * loss
         return total, count
 
     def _scan(
@@ -187,9 +192,11 @@ class TrainingStep:
 
         def one(key: Array) -> Array:
             total = jnp.zeros(())
-            for own_key, (part, weight, model, guide) in self._at_sizes(key, true_sizes):
-                loss = part.held_out_loss if isinstance(part, NPE) else part.loss
-                total = total + weight * loss(own_key, params, model, guide, *args, **kwargs)
+            for part in self._at_sizes(key, true_sizes):
+                is_npe = isinstance(part.objective, NPE)
+                loss = part.objective.held_out_loss if is_npe else part.objective.loss
+                given = part.key, params, part.model, part.guide
+                total = total + part.weight * loss(*given, *args, **kwargs)
             return total
 
         return jnp.mean(jax.vmap(one)(keys))
