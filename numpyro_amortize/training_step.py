@@ -66,12 +66,14 @@ class TrainingStep:
         num_steps: int,
         params: Mapping[str, Any] | None,
     ) -> None:
-        self.guide, self._parts = guide, parts_of(objective)
-        structure = guide.structure
+        self.guide, structure = guide, guide.structure
         # Simulations have no data to be missing.
         filled = fill_missing(model, optional=structure.optional) if structure.incomplete else model
-        is_npe = all(isinstance(part, NPE) for part, _ in self._parts)
-        self._models = [model if isinstance(part, NPE) else filled for part, _ in self._parts]
+        self._parts = [
+            (part, weight, model if isinstance(part, NPE) else filled)
+            for part, weight in parts_of(objective)
+        ]
+        is_npe = all(isinstance(part, NPE) for part, _, _ in self._parts)
         if optimizer is None:
             optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
         self.optimizer = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), optimizer)
@@ -138,9 +140,7 @@ class TrainingStep:
         """The parts for a call that is padded from these sizes of plates."""
         keys = [key] if len(self._parts) == 1 else list(jax.random.split(key, len(self._parts)))
         found = []
-        for own_key, model, (objective, weight) in zip(
-            keys, self._models, self._parts, strict=True
-        ):
+        for own_key, (objective, weight, model) in zip(keys, self._parts, strict=True):
             guide: Callable[..., Any] = self.guide
             if isinstance(objective, NPE):
                 objective = objective.for_call(true_sizes)

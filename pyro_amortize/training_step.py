@@ -47,11 +47,13 @@ class TrainingStep:
         learning_rate: float,
         num_steps: int,
     ) -> None:
-        self.guide, self._parts = guide, parts_of(objective)
-        structure = guide.structure
+        self.guide, structure = guide, guide.structure
         # Simulations have no data to be missing.
         filled = fill_missing(model, optional=structure.optional) if structure.incomplete else model
-        self._models = [model if isinstance(part, NPE) else filled for part, _ in self._parts]
+        self._parts = [
+            (part, weight, model if isinstance(part, NPE) else filled)
+            for part, weight in parts_of(objective)
+        ]
         self._parameters = self._find_parameters(call)
         self._schedule = None
         if optimizer is None:
@@ -81,18 +83,19 @@ class TrainingStep:
         values = []
         for seed in seeds:
             with torch.no_grad(), seeded(seed):
-                values += [
+                losses = [
                     weight * part.loss(model, self.guide, *args, **kwargs)
-                    for model, (part, weight) in zip(self._models, self._parts, strict=True)
+                    for part, weight, model in self._parts
                 ]
-        return len(self._parts) * sum(values) / len(values)
+            values.append(sum(losses))
+        return sum(values) / len(values)
 
     def explain(self, call: Call, step: int) -> str:
         """Repeat the last step's loss site by site; name the step and the sites."""
         torch.set_rng_state(self._random_state)
         args, kwargs = call
         bad: dict[str, None] = {}
-        for model, (part, _) in zip(self._models, self._parts, strict=True):
+        for part, _, model in self._parts:
             with torch.no_grad():
                 if isinstance(part, NPE):
                     terms = part.site_losses(model, self.guide, *args, **kwargs)
@@ -109,7 +112,7 @@ class TrainingStep:
         """The loss, its gradients added to those of the parameters if it is finite."""
         args, kwargs = call
         value, count = 0.0, 0
-        for model, (part, weight) in zip(self._models, self._parts, strict=True):
+        for part, weight, model in self._parts:
             if isinstance(part, NPE):
                 loss, count = part.loss_and_count(model, self.guide, *args, **kwargs)
             elif hasattr(part, "differentiable_loss"):
@@ -126,7 +129,7 @@ class TrainingStep:
         args, kwargs = call
         found = {id(value): value for value in self.guide.parameters()}
         with poutine.trace(param_only=True) as capture:
-            for model, (part, _) in zip(self._models, self._parts, strict=True):
+            for part, _, model in self._parts:
                 if not isinstance(part, NPE):
                     part.loss(model, self.guide, *args, **kwargs)
         for site in capture.trace.nodes.values():
