@@ -75,7 +75,8 @@ def load_guide(
 ) -> tuple[AmortizedGuide, TrainingHistory | None]:
     """Read a guide, its parameters and history from a file of `save_guide`.
 
-    Parameters of the model go into the host's parameter store.
+    Parameters of the model go into the host's parameter store; all tensors go to torch's default
+    device.
 
     Args:
         path: The file.
@@ -94,7 +95,8 @@ def load_guide(
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path}: expected a file written by AmortizedPosterior.save")
         header = json.loads(metadata["header"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        device = torch.get_default_device()  # where the model makes its own tensors
+        tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118
     if header["version"] > FORMAT_VERSION:
         raise ValueError(
             f"{path}: written in format {header['version']}, this version reads up to "
