@@ -308,8 +308,7 @@ def _keep(
     for plate in shared:
         shape[structure.plates[plate].dim] = call.sizes[plate]
     elements = torch.from_numpy(chosen.reshape((*chosen.shape[:-1], *shape, 1)))
-    indices = {group: rows.cpu() for group, rows in call.indices.items()}
-    pooling = Pooling(structure, (), elements, indices, call.sizes, {})
+    pooling = Pooling(structure, (), elements, call.indices, call.sizes, {})
     index = pooling.spread(elements, shared, site.plates).numpy()
     index = index.reshape((1, *index.shape[:-1], *([1] * event_dim)))
     aligned = align(torch.from_numpy(value), nesting, event_dim, chosen.ndim).numpy()

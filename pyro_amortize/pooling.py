@@ -38,7 +38,8 @@ class Pooling:
         present: Tensor | None = None,
     ) -> None:
         self.levels = tuple(levels)
-        self._structure, self._indices, self._sizes = structure, indices, sizes
+        self._structure, self._sizes = structure, sizes
+        self._indices = {name: rows.to(like.device) for name, rows in indices.items()}
         shape = like.shape[like.ndim - structure.max_plate_nesting - 1 : -1]
         self.counts = [like.new_ones((*shape, 1))]
         self.totals = [self.counts[0]]  # with the rows that a subsampled plate leaves out
