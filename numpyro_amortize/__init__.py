@@ -12,7 +12,7 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
-from numpyro_amortize.objectives import IWAE, NPE, Mixed
+from numpyro_amortize.objectives import IWAE, NPE, RWS, VIS, Mixed, WakeSleep
 from numpyro_amortize.posterior import AmortizedPosterior, Posterior
 from numpyro_amortize.simulate import Simulations, simulate
 from numpyro_amortize.structure import ModelStructure
@@ -20,6 +20,8 @@ from numpyro_amortize.structure import ModelStructure
 __all__ = [
     "IWAE",
     "NPE",
+    "RWS",
+    "VIS",
     "AmortizedGuide",
     "AmortizedPosterior",
     "CategoricalDensity",
@@ -35,6 +37,7 @@ __all__ = [
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",
+    "WakeSleep",
     "fill_missing",
     "fit",
     "simulate",

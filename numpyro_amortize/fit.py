@@ -170,6 +170,7 @@ def fit(
                     last_done, last_time = done, now
                 bar.set_postfix_str(text, refresh=False)
             bar.update(len(own_keys))
+    step.warn(state, held_out_key, first_call)
     history = TrainingHistory(
         losses=np.concatenate(losses),
         held_out_steps=np.array([done for done, _ in held_out]),

@@ -20,7 +20,7 @@ from numpyro_amortize.guides.weights import STANDARDISATION
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.handlers.padding import mask_padding
 from numpyro_amortize.measure import Call
-from numpyro_amortize.objectives import NPE
+from numpyro_amortize.objectives import NPE, VIS
 from numpyro_amortize.objectives.mixed import parts_of
 from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.tracing import log_densities, run_model
@@ -109,6 +109,14 @@ class TrainingStep:
     def held_out_loss(self, state: State, keys: Array, padded: PaddedCall) -> float:
         """Mean loss over fixed keys, on simulations that training does not see."""
         return float(self._held_out(state, keys, padded.call, padded.true_sizes))
+
+    def warn(self, state: State, key: Array, padded: PaddedCall) -> None:
+        """Say what a user of the trained guide should know."""
+        args, kwargs = padded.call
+        for part in self._at_sizes(key, padded.true_sizes):
+            if isinstance(part.objective, VIS):
+                given = part.key, self.params(state), part.model, part.guide
+                part.objective.warn_of_tails(*given, *args, **kwargs)
 
     def explain(self, state: State, keys: Array, padded: PaddedCall, first_step: int) -> str:
         """Repeat steps until the loss is not finite; name that step and the sites."""

@@ -139,6 +139,7 @@ def fit(
                     last_done, last_time = done, now
                 bar.set_postfix_str(text, refresh=False)
             bar.update()
+    step.warn(calls[0])
     history = TrainingHistory(
         losses=np.array(losses),
         held_out_steps=np.array([done for done, _ in held_out]),

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.measure import Call
-from pyro_amortize.objectives import NPE
+from pyro_amortize.objectives import NPE, VIS
 from pyro_amortize.objectives.mixed import parts_of
 from pyro_amortize.tracing import is_rows, log_densities, seeded
 
@@ -90,6 +90,13 @@ class TrainingStep:
             values.append(sum(losses))
         return sum(values) / len(values)
 
+    def warn(self, call: Call) -> None:
+        """Say what a user of the trained guide should know."""
+        args, kwargs = call
+        for part, _, model in self._parts:
+            if isinstance(part, VIS):
+                part.warn_of_tails(model, self.guide, *args, **kwargs)
+
     def explain(self, call: Call, step: int) -> str:
         """Repeat the last step's loss site by site; name the step and the sites."""
         torch.set_rng_state(self._random_state)
@@ -119,7 +126,7 @@ class TrainingStep:
                 loss = part.differentiable_loss(model, self.guide, *args, **kwargs)
             else:  # TraceGraph_ELBO, which is no part of a mixture
                 return part.loss_and_grads(model, self.guide, *args, **kwargs), 0
-            if bool(torch.isfinite(loss)):
+            if bool(torch.isfinite(loss)) and loss.requires_grad:
                 (weight * loss).backward()
             value += weight * float(loss.detach())
         return value, count

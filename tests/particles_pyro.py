@@ -53,6 +53,18 @@ def guide_of_hierarchy(y, batch_size=None):
         pyro.sample("theta", dist.Normal(mean + theta_shift, sd))
 
 
+def rows_and_constant(x):
+    rows(x)
+    pyro.factor("constant", torch.full((), 3.0))
+
+
+def rows_of_labels(y):
+    """z of a row ~ Bernoulli(0.3); y ~ Normal(2 z - 1, 1)."""
+    with pyro.plate("rows", len(y), dim=-1):
+        z = pyro.sample("z", dist.Bernoulli(torch.full((len(y),), 0.3)))
+        pyro.sample("y", dist.Normal(2.0 * z - 1.0, 1.0), obs=y)
+
+
 def label(y):
     z = pyro.sample("z", dist.Bernoulli(0.5))
     pyro.sample("y", dist.Normal(z, 1.0), obs=y)

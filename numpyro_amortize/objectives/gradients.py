@@ -21,6 +21,6 @@ def check_gradients(structure: ModelStructure, objective: Any) -> None:
     if discrete and not getattr(objective, "can_infer_discrete", True):
         raise ValueError(
             f"site '{discrete[0]}': is discrete, and the gradient of {type(objective).__name__} is "
-            "right for reparameterised draws only. Use NPE(), or TraceGraph_ELBO(), which has "
-            "score functions"
+            "right for reparameterised draws only. Use RWS() or NPE(), or TraceGraph_ELBO(), "
+            "which has score functions"
         )

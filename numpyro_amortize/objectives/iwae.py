@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
-from numpyro import handlers
-from numpyro.infer.elbo import ELBO
 
+from numpyro_amortize.objectives.particle_run import (
+    LogWeights,
+    ParticleObjective,
+    ParticleRun,
+    Values,
+    check_reparameterised,
+    difference,
+    inner,
+)
 from numpyro_amortize.objectives.particles import ParticlePlan, plan_particles
-from numpyro_amortize.tracing import Trace, drawn_rows
 
-Values = dict[str, Any]
-LogWeights = tuple[Array, Array]  # of what is drawn once for all, and of each plate element
+_ADVICE = (
+    "the gradient of IWAE is right for reparameterised draws only. Use RWS() or NPE(), or "
+    "TraceGraph_ELBO(), which has score functions"
+)
 
 
-class IWAE(ELBO):
+class IWAE(ParticleObjective):
     """The importance-weighted bound, a loss for `fit` and for the host's `SVI`.
 
     `L = sum_j scale * (logsumexp_k log w_jk - log K)` in nats, with `w_jk` the weight of particle
@@ -65,13 +72,9 @@ class IWAE(ELBO):
         gradient: Literal["dreg", "stl", "plain"] = "dreg",
         nested: bool | None = None,
     ) -> None:
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(
-                f"num_particles: expected a whole number of at least 1, got {num_particles!r}"
-            )
+        super().__init__(num_particles)
         if gradient not in ("dreg", "stl", "plain"):
             raise ValueError(f"gradient: expected 'dreg', 'stl' or 'plain', got {gradient!r}")
-        super().__init__(num_particles=num_particles)
         self.gradient = gradient
         self.nested = nested
 
@@ -99,10 +102,8 @@ class IWAE(ELBO):
         """
         first_key, rng_key = jax.random.split(rng_key)
         params, keys = dict(param_map), jax.random.split(rng_key, self.num_particles)
-        first, guide_trace = _Run(model, guide, args, kwargs).guide_values(first_key, params, {})
-        _check_reparameterised(guide_trace)
-        event_dims = {name: guide_trace[name]["fn"].event_dim for name in first}
-        run = _Run(model, guide, args, kwargs, drawn_rows(guide_trace), event_dims)
+        run, first, guide_trace = self.start(first_key, params, model, guide, args, kwargs)
+        check_reparameterised(guide_trace, _ADVICE)
         plan = plan_particles(guide_trace, run.model_trace(params, first), nested=self.nested)
         shared = {name: first[name] for name in plan.global_sites if name in first}
 
@@ -110,20 +111,20 @@ class IWAE(ELBO):
         return {"loss": make(plan, run, params, shared, keys), "mutable_state": None}
 
     def _plain(
-        self, plan: ParticlePlan, run: _Run, params: Values, shared: Values, keys: Array
+        self, plan: ParticlePlan, run: ParticleRun, params: Values, shared: Values, keys: Array
     ) -> Array:
         """The loss, differentiable in every way that it depends on parameters."""
 
         def weigh(key: Array) -> LogWeights:
             values, trace = run.guide_values(key, params, shared)
-            return _difference(plan.split(run.model_trace(params, values)), plan.split(trace))
+            return difference(plan.split(run.model_trace(params, values)), plan.split(trace))
 
         found = jax.vmap(weigh)(keys)
         plan.check(found[1])
         return -plan.bound(*found)
 
     def _surrogate(
-        self, plan: ParticlePlan, run: _Run, params: Values, shared: Values, keys: Array
+        self, plan: ParticlePlan, run: ParticleRun, params: Values, shared: Values, keys: Array
     ) -> Array:
         """The loss in value; in gradient the paths through the draws, and the model's parameters.
 
@@ -146,7 +147,7 @@ class IWAE(ELBO):
 
             def weigh(values: Values) -> LogWeights:
                 _, trace = run.guide_values(jax.random.key(0), fixed, values)
-                return _difference(plan.split(run.model_trace(of_model, values)), plan.split(trace))
+                return difference(plan.split(run.model_trace(of_model, values)), plan.split(trace))
 
             return jax.vmap(lambda own: weigh(shared | own))(own)
 
@@ -164,61 +165,5 @@ class IWAE(ELBO):
             of_shared = jax.tree.map(jnp.add, of_shared, path)
         if self.gradient == "dreg":
             of_own = plan.weigh(jax.nn.softmax(found[1], axis=0), of_own, run.event_dims)
-        surrogate = _inner(stop((of_model, of_shared, of_own)), live)
+        surrogate = inner(stop((of_model, of_shared, of_own)), live)
         return stop(surrogate - value) - surrogate
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Model and guide at the arguments of one call."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    rows: Mapping[str, Array] = field(default_factory=dict)
-    event_dims: Mapping[str, int] = field(default_factory=dict)
-
-    def guide_values(self, key: Array, params: Values, given: Values) -> tuple[Values, Trace]:
-        """Values of the guide's sites, some of them given, and its trace."""
-        trace = self._trace(self.guide, key, params | given)
-        return {
-            name: site["value"]
-            for name, site in trace.items()
-            if site["type"] == "sample" and not site["is_observed"]
-        }, trace
-
-    def model_trace(self, params: Values, values: Values) -> Trace:
-        """The trace of the model at values of its latents."""
-        return self._trace(self.model, jax.random.key(0), params | values)
-
-    def _trace(self, fn: Callable[..., Any], key: Array, data: Values) -> Trace:
-        with handlers.block():
-            seeded = handlers.substitute(handlers.seed(fn, key), data={**data, **self.rows})
-            return handlers.trace(seeded).get_trace(*self.args, **self.kwargs)
-
-
-def _difference(first: LogWeights, second: LogWeights) -> LogWeights:
-    return first[0] - second[0], first[1] - second[1]
-
-
-def _inner(first: Any, second: Any) -> Array:
-    """The inner product of two trees of arrays."""
-    products = jax.tree.map(lambda one, other: jnp.sum(one * other), first, second)
-    return sum(jax.tree.leaves(products), jnp.zeros(()))
-
-
-def _check_reparameterised(guide_trace: Trace) -> None:
-    """Raise a ValueError if a draw of the guide has no gradient.
-
-    What an `obs_mask` leaves unobserved has the same density in model and guide, and no weight.
-    """
-    for name, site in guide_trace.items():
-        if site["type"] != "sample" or name.endswith("_unobserved"):
-            continue
-        if not site["fn"].has_rsample:
-            raise ValueError(
-                f"site '{name}': is not reparameterised, and the gradient of IWAE is right for "
-                "reparameterised draws only. Use NPE(), or TraceGraph_ELBO(), which has score "
-                "functions"
-            )

@@ -91,7 +91,9 @@ def _check_parts(parts: Mapping[ELBO, float]) -> None:
         if not isinstance(part, ELBO):
             raise TypeError(f"parts: expected objectives such as NPE() and IWAE(), got {part!r}")
         if isinstance(part, Mixed):
-            raise ValueError("parts: a mixture within a mixture; multiply the weights instead")
+            raise ValueError(
+                "parts: a mixture within a mixture (RWS is one); multiply the weights instead"
+            )
         if not (weight > 0 and math.isfinite(weight)):
             raise ValueError(f"parts: the weight of {name} is {weight}; expected a positive number")
     simulating = [part for part in parts if isinstance(part, NPE)]

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from numpyro_amortize.tracing import Trace, read_subsample_sizes
+from numpyro_amortize.tracing import Trace, counted_elements, read_subsample_sizes
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,29 @@ class ParticlePlan:
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
-            part = _log_prob(site)
-            scale = 1.0 if site["scale"] is None else site["scale"]
-            part = part * (scale / self.factors[name])
+            part = self._log_density(name, site)
             if name in self.global_sites:
                 shared = shared + jnp.sum(part)
             else:
                 own = own + self._reduce(part)
         return shared, own
+
+    def element_means(self, weights: Array, trace: Trace) -> Array:
+        """Weighted log densities, for each site the mean over its plate elements, summed.
+
+        The scale of subsampled plates and of all sites alike is left out, as for `split`; what is
+        masked does not count as an element.
+
+        Args:
+            weights: Of one particle, as `split` shapes them.
+            trace: A trace of the host.
+        """
+        total = jnp.zeros(())
+        for name, site in trace.items():
+            if site["type"] == "sample":
+                count = jnp.maximum(counted_elements(site["fn"]), 1)
+                total = total + jnp.sum(weights * self._log_density(name, site)) / count
+        return total
 
     def weigh(
         self, weights: Array, values: Mapping[str, Any], event_dims: Mapping[str, int]
@@ -91,12 +106,25 @@ class ParticlePlan:
         elements = logsumexp(own, axis=0) - jnp.log(len(own))
         return self.common_scale * (jnp.mean(shared) + self.scale * jnp.sum(elements))
 
+    def weighted(self, weights: Array, parts: tuple[Array, Array]) -> Array:
+        """The mean of log densities as `split` gives them, under weights of the particles.
+
+        Its gradient is that of the bound where the weights are those of its particles.
+        """
+        shared, own = parts
+        return self.common_scale * (jnp.mean(shared) + self.scale * jnp.sum(weights * own))
+
     def check(self, own: Array) -> None:
         """Raise a ValueError if all particles of an element have density zero; not in `jit`."""
         if not isinstance(own, jax.core.Tracer):
             lost = np.isneginf(np.asarray(own)).all(0)
             if lost.any():
                 raise _lost_element(self.plates, self.dims, np.argwhere(lost)[0].tolist())
+
+    def _log_density(self, name: str, site: Mapping[str, Any]) -> Array:
+        """Of one site, of each plate element, without what is not in its weight."""
+        scale = 1.0 if site["scale"] is None else site["scale"]
+        return _log_prob(site) * (scale / self.factors[name])
 
     @property
     def depth(self) -> int:

@@ -3,5 +3,7 @@
 from pyro_amortize.objectives.iwae import IWAE
 from pyro_amortize.objectives.mixed import Mixed
 from pyro_amortize.objectives.npe import NPE
+from pyro_amortize.objectives.vis import VIS
+from pyro_amortize.objectives.wake_sleep import RWS, WakeSleep
 
-__all__ = ["IWAE", "NPE", "Mixed"]
+__all__ = ["IWAE", "NPE", "RWS", "VIS", "Mixed", "WakeSleep"]

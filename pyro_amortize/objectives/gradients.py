@@ -25,6 +25,6 @@ def check_gradients(structure: ModelStructure, objective: Any) -> None:
     if discrete and isinstance(objective, _NEED_REPARAMETERISED_DRAWS):
         raise ValueError(
             f"site '{discrete[0]}': is discrete, and the gradient of {type(objective).__name__} is "
-            "right for reparameterised draws only. Use NPE(), or TraceGraph_ELBO(), which has "
-            "score functions"
+            "right for reparameterised draws only. Use RWS() or NPE(), or TraceGraph_ELBO(), "
+            "which has score functions"
         )

@@ -11,9 +11,10 @@ from pyro.infer.elbo import ELBO
 from torch import Tensor
 
 from pyro_amortize.objectives.npe import NPE
+from pyro_amortize.objectives.objective import Objective
 
 
-class Mixed(ELBO):
+class Mixed(Objective):
     """A weighted sum of objectives, a loss for `fit` and for the host's `SVI`.
 
     `L = sum_i w_i L_i` in nats, each part with draws of its own. If the guide can be the posterior
@@ -48,15 +49,6 @@ class Mixed(ELBO):
         """The loss without its gradient, as the host evaluates it."""
         losses = [weight * part.loss(model, guide, *args, **kwargs) for part, weight in self.parts]
         return sum(losses)
-
-    def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
-        """The loss, its gradient added to those of the parameters, for the host's `SVI`."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return float(loss.detach())
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -108,7 +100,9 @@ def _check_parts(parts: Mapping[ELBO, float]) -> None:
         if not isinstance(part, ELBO):
             raise TypeError(f"parts: expected objectives such as NPE() and IWAE(), got {part!r}")
         if isinstance(part, Mixed):
-            raise ValueError("parts: a mixture within a mixture; multiply the weights instead")
+            raise ValueError(
+                "parts: a mixture within a mixture (RWS is one); multiply the weights instead"
+            )
         if not (weight > 0 and math.isfinite(weight)):
             raise ValueError(f"parts: the weight of {name} is {weight}; expected a positive number")
         if not hasattr(part, "differentiable_loss"):

@@ -53,9 +53,7 @@ class ParticlePlan:
         for name, site in trace.items():
             if site["type"] != "sample":
                 continue
-            scale = site["scale"] / self.factors[name]
-            part = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
-            part = part.reshape((1,) * (-self.particle_dim - part.ndim) + part.shape)
+            part = self._log_density(name, site)
             if name in self.global_sites:
                 shared = shared + part.reshape(len(part), -1).sum(1)
             else:
@@ -76,6 +74,32 @@ class ParticlePlan:
         """
         shared, own = parts
         return self.common_scale * (shared.mean() + self.scale * (weights * own).sum())
+
+    def element_means(self, weights: Tensor, trace: Trace) -> Tensor:
+        """Weighted log densities, for each site the mean over its plate elements, summed.
+
+        The scale of subsampled plates and of all sites alike is left out, as for `split`; what is
+        masked does not count as an element.
+
+        Args:
+            weights: Of the particles, as `split` shapes them.
+            trace: A trace of the host with all particles.
+        """
+        total = torch.zeros(())
+        for name, site in trace.items():
+            if site["type"] == "sample":
+                part = self._log_density(name, site)
+                weighted = (weights * part).sum()
+                present = torch.ones(()) if site["mask"] is None else torch.as_tensor(site["mask"])
+                share = present.to(part.dtype).expand_as(part).sum() / len(part)
+                total = total + weighted / share.clamp(min=1.0)
+        return total
+
+    def _log_density(self, name: str, site: Mapping[str, Any]) -> Tensor:
+        """Of one site, of each particle and plate element, without what is not in its weight."""
+        scale = site["scale"] / self.factors[name]
+        part = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
+        return part.reshape((1,) * (-self.particle_dim - part.ndim) + part.shape)
 
     def _check(self, own: Tensor) -> None:
         """Raise a ValueError if all particles of an element have density zero."""

@@ -47,6 +47,8 @@ def bounds(host):
         "TraceGraph_ELBO": lambda: infer.TraceGraph_ELBO(),
         "NPE": lambda: host.package.NPE(64),
         "IWAE": lambda: host.package.IWAE(4),
+        "RWS": lambda: host.package.RWS(8),
+        "VIS": lambda: host.package.VIS(16),
         "Mixed": lambda: host.package.Mixed({host.package.NPE(32): 0.5, host.package.IWAE(4): 0.5}),
     }
 
@@ -83,6 +85,8 @@ def train_with_svi(host, model, guide, loss, *args, num_steps, weight_decay=0.0,
         "TraceGraph_ELBO",
         "NPE",
         "IWAE",
+        "RWS",
+        "VIS",
         "Mixed",
     ],
 )

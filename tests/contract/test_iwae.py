@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from tests.backends import numpy_tree
+from tests.losses import EXACT, OFF, X, evaluate, of_rows
 from tests.problems import HierarchicalNormal
 
-X = 1.3
 EVIDENCE = norm.logpdf(X, 0.0, np.sqrt(2.0))  # of a row of `rows`
-OFF = {"mean": 0.2, "log_sd": 0.1}
-EXACT = {"mean": X / 2, "log_sd": 0.5 * np.log(0.5)}
 MOVED = {"mu_shift": 0.3, "mu_stretch": 0.2, "theta_shift": 0.2, "theta_stretch": -0.3}
 Y = np.array([1.2, -0.4, 0.3, 2.0])
 
@@ -21,54 +18,6 @@ Y = np.array([1.2, -0.4, 0.3, 2.0])
 def written(host):
     """Models and guides written by hand."""
     return import_module(f"tests.particles_{host.name}")
-
-
-def evaluate(host, objective, model, guide, params, *args, num=1):
-    """Losses `(num,)` of different seeds, and their gradients by parameter."""
-    params = host.arrays(params)
-    if host.name == "numpyro":
-        jax = import_module("jax")
-
-        def loss(key, params):
-            return objective.loss(key, params, model, guide, *args)
-
-        many = jax.vmap(jax.value_and_grad(loss, argnums=1), in_axes=(0, None))
-        return numpy_tree(
-            dict(
-                zip(
-                    ("loss", "gradient"),
-                    jax.jit(many)(jax.random.split(host.key(0), num), params),
-                    strict=True,
-                )
-            )
-        )
-    pyro, found = import_module("pyro"), []
-    host.seed(0)
-    for _ in range(num):
-        pyro.clear_param_store()
-        for name, value in params.items():
-            pyro.param(name, value.clone())
-        loss = objective.loss_and_grads(model, guide, *args)
-        gradient = {name: pyro.param(name).grad for name in params}
-        found.append(
-            (loss, {name: 0 * params[name] if g is None else g for name, g in gradient.items()})
-        )
-    losses, gradients = zip(*found, strict=True)
-    return {
-        "loss": np.array(losses),
-        "gradient": {
-            name: np.stack([numpy_tree(each[name]) for each in gradients]) for name in params
-        },
-    }
-
-
-def of_rows(host, written, objective, params, num_rows=100_000):
-    """Bounds and gradients at rows with the same value: each row is a draw of its own."""
-    params = {name: np.full(num_rows, value) for name, value in params.items()}
-    x = host.array(np.full(num_rows, X))
-    found = evaluate(host, objective, written.rows, written.guide_of_rows, params, x)
-    gradient = {name: -value[0] for name, value in found["gradient"].items()}
-    return -found["loss"][0] / num_rows, gradient
 
 
 def test_bounds_of_rows_have_the_known_means_and_rise_to_the_evidence(host, written):

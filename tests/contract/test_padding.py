@@ -90,7 +90,12 @@ SLOW_BOUNDS = ("TraceMeanField_ELBO", "RenyiELBO")
 
 @pytest.mark.parametrize(
     "bound",
-    ["Trace_ELBO", "IWAE", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_BOUNDS)],
+    [
+        "Trace_ELBO",
+        "IWAE",
+        "wake",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_BOUNDS),
+    ],
 )
 def test_a_padded_bound_is_the_bound(host, bound):
     """At the same draws, with its gradient: what padding adds is in no term and no network."""
@@ -106,8 +111,11 @@ def test_a_padded_bound_is_the_bound(host, bound):
         ((y, num_groups), {})
     )
     assert call.padded_sizes == {"groups": 16}
-    make = host.package.IWAE if bound == "IWAE" else getattr(host.infer, bound)
-    objective = make(num_particles=2)
+    if bound == "wake":
+        objective = host.package.RWS(2, insomnia=1.0).parts[0][0]
+    else:
+        make = host.package.IWAE if bound == "IWAE" else getattr(host.infer, bound)
+        objective = make(num_particles=2)
 
     def loss(params, arguments, model, guide):
         return objective.loss(host.key(0), params, model, guide, *arguments)

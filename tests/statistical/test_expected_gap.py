@@ -121,6 +121,22 @@ def test_mixed_reaches_the_exact_posterior(host):
     assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
 
 
+FORWARD = {  # by the divergence from the posterior to the guide
+    "wake": lambda package: package.RWS(16, insomnia=1.0),
+    "RWS": lambda package: package.RWS(8, num_simulations=2),
+    "WakeSleep": lambda package: package.WakeSleep(num_simulations=2),
+    "VIS, score": lambda package: package.VIS(16),
+    "VIS, path": lambda package: package.VIS(16, guide_gradient="path"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORWARD)
+def test_forward_divergences_reach_the_exact_posterior(host, name):
+    objective = FORWARD[name](host.package)
+    assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
+
+
 def assert_bound_reaches_the_exact_posterior(host, name, objective):
     problem, (num_datasets, steps, rate) = PROBLEMS[name], ELBO_RUNS[name]
     model = getattr(host.models, f"{name}_many")
