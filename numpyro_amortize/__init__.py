@@ -12,8 +12,9 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
-from numpyro_amortize.objectives import IWAE, NPE, RWS, VIS, Mixed, WakeSleep
+from numpyro_amortize.objectives import IWAE, NPE, RWS, VIS, Mixed, SelfConsistency, WakeSleep
 from numpyro_amortize.posterior import AmortizedPosterior, Posterior
+from numpyro_amortize.refine import refine
 from numpyro_amortize.simulate import Simulations, simulate
 from numpyro_amortize.structure import ModelStructure
 
@@ -33,6 +34,7 @@ __all__ = [
     "NormalDensity",
     "PlateEmbedding",
     "Posterior",
+    "SelfConsistency",
     "SequenceEmbedding",
     "Simulations",
     "SplineFlowDensity",
@@ -40,5 +42,6 @@ __all__ = [
     "WakeSleep",
     "fill_missing",
     "fit",
+    "refine",
     "simulate",
 ]

@@ -205,14 +205,14 @@ def is_masked(fn: Any) -> bool:
     return False
 
 
-def counted_elements(fn: Any) -> Array:
-    """How many batch elements of a distribution its masks leave in."""
+def elements_left_in(fn: Any) -> Array:
+    """Which batch elements of a distribution its masks leave in."""
     present, shape = jnp.ones((), bool), fn.batch_shape
     while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution):
         if isinstance(fn, dist.MaskedDistribution):
             present = present & jnp.asarray(fn._mask)
         fn = fn.base_dist
-    return jnp.sum(jnp.broadcast_to(present, shape))
+    return jnp.broadcast_to(present, shape)
 
 
 def location_scale(fn: Any) -> tuple[Array, Array] | None:

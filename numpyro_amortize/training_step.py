@@ -22,6 +22,7 @@ from numpyro_amortize.handlers.padding import mask_padding
 from numpyro_amortize.measure import Call
 from numpyro_amortize.objectives import NPE, VIS
 from numpyro_amortize.objectives.mixed import parts_of
+from numpyro_amortize.objectives.over_data_sets import OverDataSets
 from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.tracing import log_densities, run_model
 
@@ -52,6 +53,7 @@ class TrainingStep:
         learning_rate: Initial rate of the default optimiser.
         num_steps: Number of steps of the decay.
         params: Parameters to start from, or None.
+        trains_model: Whether parameters of the model may be trained.
     """
 
     def __init__(
@@ -65,15 +67,18 @@ class TrainingStep:
         learning_rate: float,
         num_steps: int,
         params: Mapping[str, Any] | None,
+        trains_model: bool = True,
     ) -> None:
         self.guide, structure = guide, guide.structure
-        # Simulations have no data to be missing.
-        filled = fill_missing(model, optional=structure.optional) if structure.incomplete else model
+        # Simulations have no data to be missing, and many data sets have them in turn.
+        is_filled = structure.incomplete and not isinstance(objective, OverDataSets)
+        filled = fill_missing(model, optional=structure.optional) if is_filled else model
         self._parts = [
             (part, weight, model if isinstance(part, NPE) else filled)
             for part, weight in parts_of(objective)
         ]
         is_npe = all(isinstance(part, NPE) for part, _, _ in self._parts)
+        is_model_fixed = is_npe or not trains_model
         if optimizer is None:
             optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
         self.optimizer = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), optimizer)
@@ -84,7 +89,7 @@ class TrainingStep:
             start[name] = value
         start |= dict(params or {})
         # Neither the standardisation nor, under NPE alone, parameters of the model are trained.
-        frozen = {STANDARDISATION} | (set(self._transforms) if is_npe else set())
+        frozen = {STANDARDISATION} | (set(self._transforms) if is_model_fixed else set())
         self._constants = {name: start[name] for name in frozen}
         free = {
             name: self._transforms[name].inv(value) if name in self._transforms else value

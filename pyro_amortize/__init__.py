@@ -12,8 +12,9 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
-from pyro_amortize.objectives import IWAE, NPE, RWS, VIS, Mixed, WakeSleep
+from pyro_amortize.objectives import IWAE, NPE, RWS, VIS, Mixed, SelfConsistency, WakeSleep
 from pyro_amortize.posterior import AmortizedPosterior, Posterior
+from pyro_amortize.refine import refine
 from pyro_amortize.simulate import Simulations, simulate
 from pyro_amortize.structure import ModelStructure
 
@@ -33,6 +34,7 @@ __all__ = [
     "NormalDensity",
     "PlateEmbedding",
     "Posterior",
+    "SelfConsistency",
     "SequenceEmbedding",
     "Simulations",
     "SplineFlowDensity",
@@ -40,5 +42,6 @@ __all__ = [
     "WakeSleep",
     "fill_missing",
     "fit",
+    "refine",
     "simulate",
 ]

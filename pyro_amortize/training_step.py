@@ -15,6 +15,7 @@ from pyro_amortize.handlers import fill_missing
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE, VIS
 from pyro_amortize.objectives.mixed import parts_of
+from pyro_amortize.objectives.over_data_sets import OverDataSets
 from pyro_amortize.tracing import is_rows, log_densities, seeded
 
 _CLIP_NORM = 5.0
@@ -48,8 +49,9 @@ class TrainingStep:
         num_steps: int,
     ) -> None:
         self.guide, structure = guide, guide.structure
-        # Simulations have no data to be missing.
-        filled = fill_missing(model, optional=structure.optional) if structure.incomplete else model
+        # Simulations have no data to be missing, and many data sets have them in turn.
+        is_filled = structure.incomplete and not isinstance(objective, OverDataSets)
+        filled = fill_missing(model, optional=structure.optional) if is_filled else model
         self._parts = [
             (part, weight, model if isinstance(part, NPE) else filled)
             for part, weight in parts_of(objective)
@@ -141,7 +143,9 @@ class TrainingStep:
                     part.loss(model, self.guide, *args, **kwargs)
         for site in capture.trace.nodes.values():
             value: Any = site["value"]
-            found[id(value.unconstrained())] = value.unconstrained()
+            free = value.unconstrained()
+            if free.requires_grad:
+                found[id(free)] = free
         return list(found.values())
 
 

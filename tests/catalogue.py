@@ -47,6 +47,7 @@ CATALOGUE = (
     Entry("PlateEmbedding", "embedding", ("conjugate_normal",), GAUSSIAN),
     Entry("Posterior", "result"),
     Entry("RWS", "objective", ("conjugate_normal",), GAUSSIAN),
+    Entry("SelfConsistency", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("SequenceEmbedding", "embedding", ("autoregression",), OTHER),
     Entry("Simulations", "result"),
     Entry("SplineFlowDensity", "density", ("conjugate_normal",), GAUSSIAN),
@@ -55,5 +56,6 @@ CATALOGUE = (
     Entry("WakeSleep", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("fill_missing", "handler"),
     Entry("fit", "function"),
+    Entry("refine", "function"),
     Entry("simulate", "function"),
 )

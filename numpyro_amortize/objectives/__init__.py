@@ -3,7 +3,8 @@
 from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.mixed import Mixed
 from numpyro_amortize.objectives.npe import NPE
+from numpyro_amortize.objectives.self_consistency import SelfConsistency
 from numpyro_amortize.objectives.vis import VIS
 from numpyro_amortize.objectives.wake_sleep import RWS, WakeSleep
 
-__all__ = ["IWAE", "NPE", "RWS", "VIS", "Mixed", "WakeSleep"]
+__all__ = ["IWAE", "NPE", "RWS", "VIS", "Mixed", "SelfConsistency", "WakeSleep"]

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from numpyro_amortize.tracing import Trace, counted_elements, read_subsample_sizes
+from numpyro_amortize.tracing import Trace, elements_left_in, read_subsample_sizes
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,21 @@ class ParticlePlan:
         total = jnp.zeros(())
         for name, site in trace.items():
             if site["type"] == "sample":
-                count = jnp.maximum(counted_elements(site["fn"]), 1)
+                count = jnp.maximum(jnp.sum(elements_left_in(site["fn"])), 1)
                 total = total + jnp.sum(weights * self._log_density(name, site)) / count
         return total
+
+    def count(self, trace: Trace) -> Array:
+        """Number of plate elements with weights of their own, without what is masked.
+
+        Args:
+            trace: A trace of the host.
+        """
+        found = jnp.zeros((1,) * self.depth)
+        for site in trace.values():
+            if site["type"] == "sample":
+                found = found + self._reduce(elements_left_in(site["fn"]))
+        return jnp.maximum(jnp.sum(found > 0), 1)
 
     def weigh(
         self, weights: Array, values: Mapping[str, Any], event_dims: Mapping[str, int]

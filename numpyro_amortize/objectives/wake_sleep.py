@@ -50,7 +50,7 @@ class RWS(Mixed):
         [1.0, 0.25]
 
     References:
-        Bornschein and Bengio (2015), arXiv:1406.2751, equations 5, 8 and 9; Le, Kosiorek,
+        Bornschein and Bengio (2015), arXiv:1406.2751; Le, Kosiorek,
         Siddharth, Teh and Wood (2019), arXiv:1805.10469.
     """
 

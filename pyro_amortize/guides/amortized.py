@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
@@ -34,6 +35,8 @@ from pyro_amortize.simulate import conditional_location_scale, vectorization_pro
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
 from pyro_amortize.tracing import seeded, with_rows
+
+_COPIES = itertools.count(1)
 
 
 class AmortizedGuide(PyroModule):
@@ -110,6 +113,7 @@ class AmortizedGuide(PyroModule):
         self._parents = parents
         self.setup_call: Call | None = None
         self._unbound: tuple[AmortizedGuide, ...] = ()
+        self._store_name = "amortized"
         self._observations: Mapping[str, Any] | None = None
         self._structure: ModelStructure | None = None
         self._initial: list[Tensor] = []
@@ -228,6 +232,14 @@ class AmortizedGuide(PyroModule):
         bound._unbound = self._unbound or (self,)
         return bound
 
+    def separate(self) -> AmortizedGuide:
+        """A copy with networks of its own, which the host's store keeps under another name."""
+        own = copy.copy(self)
+        own._modules = dict(self._modules) | {"chain": copy.deepcopy(self._chain())}
+        own._unbound = ()
+        own._store_name = f"amortized_{next(_COPIES)}"
+        return own
+
     def _share(self, unbound: AmortizedGuide) -> None:
         """Take over the set-up of the guide that this one was bound from."""
         for name in ("_model", "_structure", "_initial", "setup_call", "vectorization_problem"):
@@ -294,9 +306,9 @@ class AmortizedGuide(PyroModule):
             RuntimeError: If the store holds another guide's parameters under their names.
         """
         chain = self._chain()
-        pyro.module("amortized", chain)
+        pyro.module(self._store_name, chain)
         name, parameter = next(iter(chain.named_parameters()))
-        stored: Any = pyro.get_param_store()[f"amortized$$${name}"]
+        stored: Any = pyro.get_param_store()[f"{self._store_name}$$${name}"]
         if stored.unconstrained() is not parameter:
             raise RuntimeError(
                 "AmortizedGuide: the parameter store holds the parameters of another guide, "

@@ -3,7 +3,8 @@
 from pyro_amortize.objectives.iwae import IWAE
 from pyro_amortize.objectives.mixed import Mixed
 from pyro_amortize.objectives.npe import NPE
+from pyro_amortize.objectives.self_consistency import SelfConsistency
 from pyro_amortize.objectives.vis import VIS
 from pyro_amortize.objectives.wake_sleep import RWS, WakeSleep
 
-__all__ = ["IWAE", "NPE", "RWS", "VIS", "Mixed", "WakeSleep"]
+__all__ = ["IWAE", "NPE", "RWS", "VIS", "Mixed", "SelfConsistency", "WakeSleep"]

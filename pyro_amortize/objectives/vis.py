@@ -59,7 +59,7 @@ class VIS(ParticleObjective):
         64
 
     References:
-        Li, Wang, Li and Wu (2024), arXiv:2311.02516, equations 4 and 7.
+        Li, Wang, Li and Wu (2024), arXiv:2311.02516.
     """
 
     def __init__(
