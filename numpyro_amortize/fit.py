@@ -51,7 +51,7 @@ def fit(
 ) -> AmortizedPosterior:
     """Train a guide and return the posterior for every data set.
 
-    Adam with a cosine-decayed rate and gradients clipped to global norm 5, in compiled scans.
+    Adam with a cosine-decayed rate and clipped gradients, in compiled scans.
     Use any objective: `NPE()` on simulations, or a bound of the host such as `Trace_ELBO()` on
     the data in `args`. Everything is drawn anew at each step, so more steps never overfit,
     except with a fixed bank of simulations.

@@ -15,6 +15,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer.elbo import ELBO
 
+from numpyro_amortize.clipping import gradient_clipping
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.weights import STANDARDISATION
 from numpyro_amortize.handlers import fill_missing
@@ -25,8 +26,6 @@ from numpyro_amortize.objectives.mixed import parts_of
 from numpyro_amortize.objectives.over_data_sets import OverDataSets
 from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.tracing import log_densities, run_model
-
-_CLIP_NORM = 5.0
 
 State = tuple[dict[str, Any], Any]
 
@@ -81,7 +80,8 @@ class TrainingStep:
         is_model_fixed = is_npe or not trains_model
         if optimizer is None:
             optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-        self.optimizer = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), optimizer)
+        clipping = gradient_clipping([part for part, _, _ in self._parts])
+        self.optimizer = optax.chain(clipping, optimizer)
         self._transforms: dict[str, Any] = {}
         start = guide.init_params()
         for name, (value, constraint) in _model_params(model if is_npe else filled, call).items():

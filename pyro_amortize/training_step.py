@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_amortize.clipping import gradient_clipping
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.measure import Call
@@ -17,8 +18,6 @@ from pyro_amortize.objectives import NPE, VIS
 from pyro_amortize.objectives.mixed import parts_of
 from pyro_amortize.objectives.over_data_sets import OverDataSets
 from pyro_amortize.tracing import is_rows, log_densities, seeded
-
-_CLIP_NORM = 5.0
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -56,6 +55,7 @@ class TrainingStep:
             (part, weight, model if isinstance(part, NPE) else filled)
             for part, weight in parts_of(objective)
         ]
+        self._clip = gradient_clipping([part for part, _, _ in self._parts])
         self._parameters = self._find_parameters(call)
         self._schedule = None
         if optimizer is None:
@@ -73,7 +73,7 @@ class TrainingStep:
         self._optimizer.zero_grad()
         value, count = self._add_gradients(call)
         if math.isfinite(value):
-            torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP_NORM)
+            self._clip(self._parameters)
             self._optimizer.step()
             if self._schedule is not None:
                 self._schedule.step()

@@ -31,7 +31,7 @@ def errors(host, posterior, x):
 
 
 OBJECTIVES = {
-    "IWAE, plain": lambda host: host.package.IWAE(2, gradient="plain"),
+    "IWAE, STL": lambda host: host.package.IWAE(1, gradient="stl"),
     "IWAE": lambda host: host.package.IWAE(8),
     "wake": lambda host: host.package.RWS(32, insomnia=1.0),
     "SelfConsistency": lambda host: host.package.SelfConsistency(16),
