@@ -141,6 +141,12 @@ class NumPyroHost:
     def importance_sample(self, posterior, num, seed=0, **options):
         return posterior.importance_sample(num, rng_key=self.key(seed), **options)
 
+    def rates(self, posterior, num, seed=0):
+        return posterior.rates(num, rng_key=self.key(seed))
+
+    def mutual_information(self, posterior, num, seed=0):
+        return posterior.mutual_information(num, rng_key=self.key(seed))
+
     def draw_with_tails(self, loc, scale, num, is_heavy):
         """Draws of a host's normal, all with heavy tails or none."""
         normal = importlib.import_module("numpyro.distributions").Normal(loc, scale)
@@ -326,6 +332,14 @@ class PyroHost:
     def importance_sample(self, posterior, num, seed=0, **options):
         self.seed(seed)
         return posterior.importance_sample(num, **options)
+
+    def rates(self, posterior, num, seed=0):
+        self.seed(seed)
+        return posterior.rates(num)
+
+    def mutual_information(self, posterior, num, seed=0):
+        self.seed(seed)
+        return posterior.mutual_information(num)
 
     def draw_with_tails(self, loc, scale, num, is_heavy):
         """Draws of a host's normal, all with heavy tails or none."""

@@ -41,7 +41,16 @@ LAYERS = (
     },
     {"densities", "embeddings"},
     {"guides", "objectives", "handlers"},
-    {"fit", "training_step", "padding", "posterior", "conditioned", "importance", "storage"},
+    {
+        "fit",
+        "training_step",
+        "padding",
+        "posterior",
+        "conditioned",
+        "importance",
+        "collapse",
+        "storage",
+    },
     {"__init__"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
