@@ -36,6 +36,7 @@ LAYERS = (
         "observations",
         "standardisation",
         "networks",
+        "decoders",
         "history",
         "compiler",
     },
