@@ -31,15 +31,12 @@ def rows_posterior(host, x, **options):
 
 def row_normals(host, amortized, x):
     """Mean and standard deviation of `q(z_i | x_i)` of the one normal latent, from its density."""
-    args = (None, len(x), len(x))
-    low, mid, high = (
-        host.site_log_probs(amortized, args, {"z": np.full((1, len(x)), value)}, {"x": x[None]})[
-            "z"
-        ]
-        .astype(float)
-        .reshape(len(x))
-        for value in (-1.0, 0.0, 1.0)
-    )
+    args, data = (None, len(x), len(x)), {"x": x[None]}
+    densities = [
+        host.site_log_probs(amortized, args, {"z": np.full((1, len(x)), at)}, data)["z"]
+        for at in (-1.0, 0.0, 1.0)
+    ]
+    low, mid, high = (density.astype(float).reshape(len(x)) for density in densities)
     precision = 2 * mid - low - high
     return (high - low) / (2 * precision), precision**-0.5
 
@@ -67,6 +64,25 @@ def test_rates_and_information_of_rows(host, x):
     assert found.num_data == NUM_ROWS
     assert found.mean == pytest.approx(exact, rel=0.05, abs=0.005)
     assert list(found.by_site) == ["z"]
+
+
+def test_draws_of_vectors_meet_the_data_of_every_row(host):
+    """Three rows of a latent with an event: each draw under each row, one pair at a time."""
+    model, num = host.models.linear_auto_encoder, 3
+    sizes = {"num_rows": "data", "batch_size": "data"}
+    guide = small_guide(host, model, observed="x", sizes=sizes)
+    amortized = host.scrambled(model, guide, None, num, num, scale=0.4)
+    x = np.random.default_rng(2).normal(size=(num, 3))
+    posterior = amortized.at(host.array(x), num, num)
+    found, draws = (host.mutual_information(posterior, 5, seed=4), host.sample(posterior, 5, 4))
+    crossed = np.empty((5, num, num))
+    for i in range(num):
+        everywhere = np.repeat(draws["z"][:, i : i + 1], num, axis=1)
+        data = {"x": np.repeat(x[None], 5, axis=0)}
+        density = host.site_log_probs(amortized, (None, num, num), {"z": everywhere}, data)["z"]
+        crossed[:, i] = density.reshape(5, num)
+    ratio = np.diagonal(crossed, axis1=1, axis2=2) - logsumexp(crossed, axis=2) + np.log(num)
+    assert found.mean == pytest.approx(ratio.mean(), abs=1e-4)
 
 
 def test_an_untrained_guide_has_no_information(host, x):
