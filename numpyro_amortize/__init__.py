@@ -1,5 +1,6 @@
 """Amortized guides for NumPyro: one network that answers with a posterior for any data set."""
 
+from numpyro_amortize.decoders import InverseLipschitzDecoder
 from numpyro_amortize.densities import (
     CategoricalDensity,
     CountDensity,
@@ -29,6 +30,7 @@ __all__ = [
     "CountDensity",
     "ImageEmbedding",
     "ImportanceSamples",
+    "InverseLipschitzDecoder",
     "Mixed",
     "ModelStructure",
     "NormalDensity",

@@ -62,6 +62,10 @@ class ConditionedGuide:
 
     def log_prob(self, latents: Mapping[str, Array]) -> Array:
         """Joint log density of the guide, shape `(num_samples, [num_datasets])`, in nats."""
+        return total(self.site_log_probs(latents).values(), 1 + self.batch_dims)
+
+    def site_log_probs(self, latents: Mapping[str, Array]) -> dict[str, Array]:
+        """Log densities of the guide's sites, `(num_samples, [num_datasets,] *plates)`."""
         densities = _log_prob(
             self.guide,
             self.params,
@@ -71,8 +75,7 @@ class ConditionedGuide:
             self._padded.true_sizes,
             1 + self.batch_dims,
         )
-        kept = self._padded.cut(self.guide.structure, densities, has_event=False)
-        return total(kept.values(), 1 + self.batch_dims)
+        return self._padded.cut(self.guide.structure, densities, has_event=False)
 
     def site_densities(self, latents: Mapping[str, Array]) -> dict[str, Array]:
         """Log densities of the model's sites, `(num_samples, [num_datasets,] *plates)`."""

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from amortize_diagnostics import to_datatree
+from amortize_diagnostics import (
+    MutualInformation,
+    SiteRates,
+    mutual_information,
+    site_rates,
+    to_datatree,
+)
+from numpyro_amortize.collapse import crossed_log_probs, element_densities
 from numpyro_amortize.conditioned import ConditionedGuide, total
 from numpyro_amortize.densities import AnyDensity
 from numpyro_amortize.embeddings import Embedding
@@ -307,6 +314,56 @@ class Posterior:
             }
         )
         return weighted
+
+    def rates(self, num_samples: int = 100, *, rng_key: Array | None = None) -> SiteRates:
+        """How far the guide is from the prior here, site by site.
+
+        `E_q [log q(z_s | earlier sites, x) - log p(z_s | parents)]` of each plate element, in
+        nats: zero where a site has collapsed, so that its draws are the prior's.
+
+        Args:
+            num_samples: Number of draws.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            Rates of the sites by element and in the mean; `print` shows the means.
+
+        Raises:
+            ValueError: If a draw is outside the model's support.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        latents = self._conditioned.sample(_positive(num_samples), key)
+        batch = 1 + self._batch_dims
+        return site_rates(
+            element_densities(self._structure, self._conditioned.site_log_probs(latents), batch),
+            element_densities(self._structure, self._conditioned.site_densities(latents), batch),
+        )
+
+    def mutual_information(
+        self, num_samples: int = 4, *, rng_key: Array | None = None
+    ) -> MutualInformation:
+        """How many nats the guide's draws tell about which of the data they belong to.
+
+        `E_x KL(q(z | x) || p(z)) - KL(q(z) || p(z))` with the mixture over the data as `q(z)`. The
+        data are those of `at_each`; after `at`, the rows of the one plate that all latents are in.
+        Each costs a pass over all of them. `amortize_diagnostics.mutual_information` has more.
+
+        Args:
+            num_samples: Number of draws for each datum.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            The information, in all and what each site adds to the sites before it.
+
+        Raises:
+            ValueError: If there are fewer than two data, or if the rows share latents.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        latents = self._conditioned.sample(_positive(num_samples), key)
+        log_probs = self._conditioned.site_log_probs
+        return mutual_information(
+            crossed_log_probs(self._structure, latents, log_probs, self._batch_dims)
+        )
 
     def to_datatree(
         self,

@@ -1,5 +1,6 @@
 """Amortized guides for Pyro: one network that answers with a posterior for any data set."""
 
+from pyro_amortize.decoders import InverseLipschitzDecoder
 from pyro_amortize.densities import (
     CategoricalDensity,
     CountDensity,
@@ -29,6 +30,7 @@ __all__ = [
     "CountDensity",
     "ImageEmbedding",
     "ImportanceSamples",
+    "InverseLipschitzDecoder",
     "Mixed",
     "ModelStructure",
     "NormalDensity",

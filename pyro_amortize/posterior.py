@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amortize_diagnostics import to_datatree
+from amortize_diagnostics import (
+    MutualInformation,
+    SiteRates,
+    mutual_information,
+    site_rates,
+    to_datatree,
+)
+from pyro_amortize.collapse import crossed_log_probs, element_densities
 from pyro_amortize.densities import AnyDensity
 from pyro_amortize.embeddings import Embedding
 from pyro_amortize.guides import AmortizedGuide
@@ -190,19 +197,7 @@ class Posterior:
         Returns:
             Constrained values by site, `(num_samples, [num_datasets,] *plates, *event)`.
         """
-        rows = sum(value.numel() for value in self.observations.values())
-        block, left, parts = max(ROWS_AT_ONCE // rows, 1), _positive(num_samples), []
-        while left > 0:
-            parts.append(
-                self._amortized.guide.draw(
-                    *self._call,
-                    self.observations,
-                    num_samples=min(block, left),
-                    batch_dims=self._batch_dims,
-                ).values
-            )
-            left -= block
-        latents = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        latents = self._draw(num_samples)
         return latents | self._replay_deterministic(latents)
 
     @torch.no_grad()
@@ -215,10 +210,7 @@ class Posterior:
         Returns:
             Shape `(num_samples, [num_datasets])`, in nats, constrained space.
         """
-        latents = self._latents(latents)
-        parts = self._amortized.guide.site_log_probs(
-            *self._call, latents, self._repeated(latents), batch_dims=1 + self._batch_dims
-        )
+        parts = self._site_log_probs(self._latents(latents))
         return _total(parts.values(), 1 + self._batch_dims)
 
     @torch.no_grad()
@@ -286,6 +278,51 @@ class Posterior:
         )
         return weighted
 
+    @torch.no_grad()
+    def rates(self, num_samples: int = 100) -> SiteRates:
+        """How far the guide is from the prior here, site by site.
+
+        `E_q [log q(z_s | earlier sites, x) - log p(z_s | parents)]` of each plate element, in
+        nats: zero where a site has collapsed, so that its draws are the prior's.
+
+        Args:
+            num_samples: Number of draws.
+
+        Returns:
+            Rates of the sites by element and in the mean; `print` shows the means.
+
+        Raises:
+            ValueError: If a draw is outside the model's support.
+        """
+        latents = self._draw(num_samples)
+        batch = 1 + self._batch_dims
+        return site_rates(
+            element_densities(self._structure, self._site_log_probs(latents), batch),
+            element_densities(self._structure, self._site_densities(latents), batch),
+        )
+
+    @torch.no_grad()
+    def mutual_information(self, num_samples: int = 4) -> MutualInformation:
+        """How many nats the guide's draws tell about which of the data they belong to.
+
+        `E_x KL(q(z | x) || p(z)) - KL(q(z) || p(z))` with the mixture over the data as `q(z)`. The
+        data are those of `at_each`; after `at`, the rows of the one plate that all latents are in.
+        Each costs a pass over all of them. `amortize_diagnostics.mutual_information` has more.
+
+        Args:
+            num_samples: Number of draws for each datum.
+
+        Returns:
+            The information, in all and what each site adds to the sites before it.
+
+        Raises:
+            ValueError: If there are fewer than two data, or if the rows share latents.
+        """
+        latents = self._draw(num_samples)
+        return mutual_information(
+            crossed_log_probs(self._structure, latents, self._site_log_probs, self._batch_dims)
+        )
+
     def to_datatree(
         self,
         num_samples: int = 1000,
@@ -319,7 +356,7 @@ class Posterior:
             draws = self.sample(num_samples)
         log_q, lp = self.log_prob(draws), self.log_joint(draws)
         densities = self._site_densities(draws)
-        predictive = self._predict(draws)
+        predictive = self._replay(self._latents(draws))
         args, kwargs = self._call
         prior = simulate(self._amortized.guide.model, num_samples, args=args, kwargs=kwargs).sites
         structure = self._structure
@@ -350,6 +387,22 @@ class Posterior:
     def _structure(self) -> ModelStructure:
         return self._amortized.guide.structure
 
+    def _draw(self, num_samples: int) -> dict[str, Tensor]:
+        """Draws of the latents, in blocks of rows that fit in memory."""
+        rows = sum(value.numel() for value in self.observations.values())
+        block, left, parts = max(ROWS_AT_ONCE // rows, 1), _positive(num_samples), []
+        while left > 0:
+            parts.append(
+                self._amortized.guide.draw(
+                    *self._call,
+                    self.observations,
+                    num_samples=min(block, left),
+                    batch_dims=self._batch_dims,
+                ).values
+            )
+            left -= block
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
     def _repeated(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
         """The data, with the leading axis of the draws."""
         num = len(next(iter(latents.values())))
@@ -361,6 +414,11 @@ class Posterior:
             site.name: torch.as_tensor(latents[site.name], device=like)
             for site in self._structure.latents
         }
+
+    def _site_log_probs(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return self._amortized.guide.site_log_probs(
+            *self._call, latents, self._repeated(latents), batch_dims=1 + self._batch_dims
+        )
 
     def _site_densities(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
         latents = self._latents(latents)
@@ -383,9 +441,6 @@ class Posterior:
         filled = fill_missing_values(model, self._structure, *self._call, data)
         found = self._replay(sites | filled)
         return {name: found[name] for name in names}
-
-    def _predict(self, latents: Mapping[str, Any]) -> dict[str, Tensor]:
-        return self._replay(self._latents(latents))
 
     @torch.no_grad()
     def _replay(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -113,6 +113,35 @@ class NumPyroHost:
         }
         return self.package.AmortizedPosterior(model, guide, params=params)
 
+    def decoder(self, in_dim, out_dim, seed=0, **options):
+        kind = self.package.InverseLipschitzDecoder
+        return kind(in_dim, out_dim, rng_key=self.key(seed), **options)
+
+    def parameters(self, network):
+        """Arrays of a network by name, `outer.weights.0`, in order."""
+        paths, _ = self._jax.tree_util.tree_flatten_with_path(network)
+        return {
+            self._jax.tree_util.keystr(path, simple=True, separator="."): numpy_tree(leaf)
+            for path, leaf in paths
+        }
+
+    def with_parameters(self, network, values):
+        """The network with these arrays, in that order."""
+        treedef = self._jax.tree.structure(network)
+        return self._jax.tree.unflatten(treedef, [self.array(each) for each in values.values()])
+
+    def network_gradients(self, network, inputs):
+        """Gradients of the mean square of what it gives, by parameter."""
+
+        def loss(network):
+            return (network(self.array(inputs)) ** 2).mean()
+
+        return self.parameters(self._jax.grad(loss)(network))
+
+    def apply(self, network, inputs):
+        """What a network gives, compiled, without gradients."""
+        return np.asarray(self._jax.jit(network.__call__)(self.array(inputs)))
+
     def standardisation(self, amortized):
         """The effective constants of a guide, as one vector."""
         vector = numpy_tree(amortized.params[self.module("guides.weights").STANDARDISATION])
@@ -140,6 +169,12 @@ class NumPyroHost:
 
     def importance_sample(self, posterior, num, seed=0, **options):
         return posterior.importance_sample(num, rng_key=self.key(seed), **options)
+
+    def rates(self, posterior, num, seed=0):
+        return posterior.rates(num, rng_key=self.key(seed))
+
+    def mutual_information(self, posterior, num, seed=0):
+        return posterior.mutual_information(num, rng_key=self.key(seed))
 
     def draw_with_tails(self, loc, scale, num, is_heavy):
         """Draws of a host's normal, all with heavy tails or none."""
@@ -300,6 +335,30 @@ class PyroHost:
                 parameter.add_(self.array(noise))
         return self.package.AmortizedPosterior(model, guide)
 
+    def decoder(self, in_dim, out_dim, seed=0, **options):
+        self.seed(seed)
+        return self.package.InverseLipschitzDecoder(in_dim, out_dim, **options)
+
+    def parameters(self, network):
+        """Arrays of a network by name, `outer.weights.0`, in order."""
+        return numpy_tree(dict(network.named_parameters()))
+
+    def with_parameters(self, network, values):
+        """The network with these arrays, by name."""
+        network.load_state_dict({name: self.array(each) for name, each in values.items()})
+        return network
+
+    def network_gradients(self, network, inputs):
+        """Gradients of the mean square of what it gives, by parameter."""
+        network.zero_grad()
+        (network(self.array(inputs)) ** 2).mean().backward()
+        return {name: numpy_tree(each.grad) for name, each in network.named_parameters()}
+
+    def apply(self, network, inputs):
+        """What a network gives, without gradients."""
+        with self._torch.no_grad():
+            return network(self.array(inputs)).numpy()
+
     def standardisation(self, amortized):
         """The effective constants of a guide, as one vector."""
         return numpy_tree(amortized.guide.standardisation)
@@ -326,6 +385,14 @@ class PyroHost:
     def importance_sample(self, posterior, num, seed=0, **options):
         self.seed(seed)
         return posterior.importance_sample(num, **options)
+
+    def rates(self, posterior, num, seed=0):
+        self.seed(seed)
+        return posterior.rates(num)
+
+    def mutual_information(self, posterior, num, seed=0):
+        self.seed(seed)
+        return posterior.mutual_information(num)
 
     def draw_with_tails(self, loc, scale, num, is_heavy):
         """Draws of a host's normal, all with heavy tails or none."""

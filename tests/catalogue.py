@@ -7,7 +7,9 @@ An entry brings a name into the contract tests and, with problems, into the stat
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["guide", "density", "embedding", "objective", "handler", "function", "result"]
+Kind = Literal[
+    "guide", "density", "embedding", "objective", "handler", "network", "function", "result"
+]
 
 # Nats per latent dimension, fixed before the run.
 GAUSSIAN, OTHER = 0.02, 0.05
@@ -40,6 +42,7 @@ CATALOGUE = (
     Entry("CountDensity", "density", ("poisson_count",), OTHER),
     Entry("IWAE", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("ImportanceSamples", "result"),
+    Entry("InverseLipschitzDecoder", "network"),
     Entry("Mixed", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("ModelStructure", "result"),
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),

@@ -16,6 +16,7 @@ from pyro.distributions.transforms import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch.nn.functional import one_hot
 
+from pyro_amortize import InverseLipschitzDecoder
 from tests.problems import PROBLEMS, DigitsComponents
 
 _CONJUGATE = PROBLEMS["conjugate_normal"]
@@ -975,6 +976,32 @@ def digits_components(x=None, num_rows=_DIGITS.num_rows, batch_size=_DIGITS.num_
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(loadings)]).to_event(1))
         pixels = dist.Normal(z @ loadings + centre, noise).to_event(1)
         pyro.sample("x", pixels, obs=None if x is None else x[rows])
+
+
+def linear_auto_encoder(x=None, num_rows=10, batch_size=10):
+    """Loadings are learned, the noise is 1."""
+    start = torch.tensor([[0.5, 0.2, -0.1], [-0.3, 0.4, 0.2], [0.1, -0.2, 0.6]])
+    loadings = pyro.param("loadings", start)
+    with pyro.plate("data", num_rows, subsample_size=batch_size) as rows:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        mean = dist.Normal(z @ loadings, 1.0).to_event(1)
+        pyro.sample("x", mean, obs=None if x is None else x[rows])
+
+
+class DecodedRows:
+    """Two latents of each row behind a learned decoder, with noise 1."""
+
+    def __init__(self, inverse_lipschitz):
+        self.decoder = InverseLipschitzDecoder(
+            2, 3, inverse_lipschitz=inverse_lipschitz, hidden_dims=(16,)
+        )
+
+    def __call__(self, x=None, num_rows=10, batch_size=10):
+        decoder = pyro.module("decoder", self.decoder)
+        with pyro.plate("data", num_rows, subsample_size=batch_size) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+            mean = dist.Normal(decoder(z), 1.0).to_event(1)
+            pyro.sample("x", mean, obs=None if x is None else x[rows])
 
 
 def shared_mean(x=None, num_rows=10, batch_size=10):

@@ -157,6 +157,9 @@ def test_padded_answers_are_the_answers(host):
     for method in (host.log_prob, host.log_joint):
         first, second = (method(posterior, draws) for posterior in posteriors)
         np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-4)
+    first, second = (host.rates(posterior, 2000) for posterior in posteriors)
+    assert second.elements["theta"].shape == (len(y),)
+    assert first.mean["theta"] == pytest.approx(second.mean["theta"], abs=0.05)
     first, second = (host.importance_sample(posterior, 4000) for posterior in posteriors)
     assert second.samples["theta"].shape == (4000, len(y))
     exact = problem.log_evidence({"y": np.asarray(y)[None]})[0]
@@ -165,6 +168,7 @@ def test_padded_answers_are_the_answers(host):
         assert abs(found.summary.log_evidence - exact) < 4 * found.summary.log_evidence_se
     many = padded.at_each(num_groups=len(y), observations={"y": np.stack([y, y + 1])})
     assert host.importance_sample(many, 100).samples["theta"].shape == (100, 2, len(y))
+    assert abs(host.mutual_information(many, 20).mean) < 1e-3  # the guide is not trained
 
 
 def shrinking_scale(num_groups=3, y=None):
