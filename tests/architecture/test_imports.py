@@ -44,6 +44,7 @@ LAYERS = (
     {"guides", "objectives", "handlers"},
     {
         "fit",
+        "clipping",
         "training_step",
         "padding",
         "posterior",

@@ -54,8 +54,8 @@ def test_noisy_gradients_of_a_sum_do_not_widen_the_guide(host):
         guide,
         host.trace_elbo(),
         args=(host.array(x[0]),),
-        num_steps=2000,
-        learning_rate=3e-3,
+        num_steps=1000,
+        learning_rate=5e-3,
     )
     draws = host.sample(amortized.at(host.array(x[0])), 4000)["z"]
     (mean,), sd = problem.posterior({"x": x})

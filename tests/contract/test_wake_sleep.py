@@ -126,7 +126,10 @@ def test_sleep_is_npe_and_does_not_reach_the_model(host):
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("objective", ["wake", "both", "WakeSleep"])
+@pytest.mark.parametrize(
+    "objective",
+    ["both", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wake", "WakeSleep"))],
+)
 def test_discrete_latents_reach_the_enumerated_posterior(host, written, objective):
     """Probabilities within 0.03, at rows that the guide was trained on."""
     rng = np.random.default_rng(3)
