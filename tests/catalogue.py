@@ -50,6 +50,7 @@ CATALOGUE = (
     Entry("Simulations", "result"),
     Entry("SplineFlowDensity", "density", ("conjugate_normal",), GAUSSIAN),
     Entry("TrainingHistory", "result"),
+    Entry("WeightedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("fill_missing", "handler"),
     Entry("fit", "function"),
     Entry("simulate", "function"),

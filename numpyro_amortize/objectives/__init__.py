@@ -3,5 +3,6 @@
 from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.mixed import Mixed
 from numpyro_amortize.objectives.npe import NPE
+from numpyro_amortize.objectives.weighted_elbo import WeightedELBO
 
-__all__ = ["IWAE", "NPE", "Mixed"]
+__all__ = ["IWAE", "NPE", "Mixed", "WeightedELBO"]

@@ -3,5 +3,6 @@
 from pyro_amortize.objectives.iwae import IWAE
 from pyro_amortize.objectives.mixed import Mixed
 from pyro_amortize.objectives.npe import NPE
+from pyro_amortize.objectives.weighted_elbo import WeightedELBO
 
-__all__ = ["IWAE", "NPE", "Mixed"]
+__all__ = ["IWAE", "NPE", "Mixed", "WeightedELBO"]

@@ -1,0 +1,43 @@
+"""Small models with guides written by hand, for the bounds that weigh their parts."""
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from numpyro import handlers
+
+
+def chain():
+    """a ~ Normal(0, 1); b ~ Normal(a, 1); y = 1 ~ Normal(b, 1)."""
+    a = numpyro.sample("a", dist.Normal(0.0, 1.0))
+    b = numpyro.sample("b", dist.Normal(a, 1.0))
+    numpyro.sample("y", dist.Normal(b, 1.0), obs=jnp.array(1.0))
+
+
+def reversed_guide():
+    """b first, then a given b: not the order of the model."""
+    shift = numpyro.param("shift", jnp.array(0.0))
+    b = numpyro.sample("b", dist.Normal(shift, 0.7))
+    numpyro.sample("a", dist.Normal(0.8 * b, 0.6))
+
+
+def vectors(x, batch_size=None):
+    """z of a row ~ Normal(0, I) in two dimensions; x ~ Normal(z, 1)."""
+    with numpyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        z = numpyro.sample("z", dist.Normal(jnp.zeros((len(index), 2)), 1.0).to_event(1))
+        numpyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[index])
+
+
+def guide_of_vectors(x, batch_size=None):
+    mean = numpyro.param("mean", jnp.zeros(x.shape))
+    log_sd = numpyro.param("log_sd", jnp.zeros(x.shape))
+    with numpyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        numpyro.sample("z", dist.Normal(mean[index], jnp.exp(log_sd[index])).to_event(1))
+
+
+def hidden(fn, exists):
+    """The model or guide of rows with some of them masked."""
+    return handlers.mask(fn, mask=exists)
+
+
+def scaled(fn, scale):
+    return handlers.scale(fn, scale=scale)
