@@ -41,3 +41,39 @@ def hidden(fn, exists):
 
 def scaled(fn, scale):
     return handlers.scale(fn, scale=scale)
+
+
+def linear(x, y, noise, batch_size=None):
+    """y ~ Normal(x w, noise) with w ~ Normal(0, t I), t a parameter."""
+    t = jnp.exp(numpyro.param("log_t", jnp.array(0.0)))
+    w = numpyro.sample("w", dist.Normal(jnp.zeros(x.shape[1]), t).to_event(1))
+    with numpyro.plate("rows", len(y), subsample_size=batch_size, dim=-1) as index:
+        mean = w @ x[index].T
+        numpyro.sample("y", dist.Normal(mean, noise), obs=y[index])
+
+
+def isotropic(x, y, noise, batch_size=None):
+    mean = numpyro.param("mean", jnp.zeros(x.shape[1]))
+    sd = jnp.exp(numpyro.param("log_s", jnp.array(-1.0)))
+    numpyro.sample("w", dist.Normal(mean, sd).to_event(1))
+
+
+def two_plates(x, y):
+    """Data in two plates, of sizes that may differ."""
+    w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+    with numpyro.plate("first", len(x), dim=-1):
+        numpyro.sample("x", dist.Normal(w, 1.0), obs=x)
+    with numpyro.plate("second", len(y), dim=-1):
+        numpyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+
+def guide_of_w(*args):
+    numpyro.sample("w", dist.Normal(numpyro.param("mean", jnp.array(0.0)), 0.5))
+
+
+def noisy_datasets(x=None, num_datasets=2):
+    """z ~ Normal(0, 1); rows x ~ Normal(z, 2)."""
+    with numpyro.plate("datasets", num_datasets, dim=-2):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 20, dim=-1):
+            numpyro.sample("x", dist.Normal(z, 2.0), obs=x)

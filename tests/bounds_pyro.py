@@ -41,3 +41,39 @@ def hidden(fn, exists):
 
 def scaled(fn, scale):
     return poutine.scale(fn, scale=scale)
+
+
+def linear(x, y, noise, batch_size=None):
+    """y ~ Normal(x w, noise) with w ~ Normal(0, t I), t a parameter."""
+    t = torch.exp(pyro.param("log_t", torch.tensor(0.0)))
+    w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), t).to_event(1))
+    with pyro.plate("rows", len(y), subsample_size=batch_size, dim=-1) as index:
+        mean = (w * x[index]).sum(-1)
+        pyro.sample("y", dist.Normal(mean, noise), obs=y[index])
+
+
+def isotropic(x, y, noise, batch_size=None):
+    mean = pyro.param("mean", torch.zeros(x.shape[1]))
+    sd = torch.exp(pyro.param("log_s", torch.tensor(-1.0)))
+    pyro.sample("w", dist.Normal(mean, sd).to_event(1))
+
+
+def two_plates(x, y):
+    """Data in two plates, of sizes that may differ."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("first", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+    with pyro.plate("second", len(y), dim=-1):
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+
+def guide_of_w(*args):
+    pyro.sample("w", dist.Normal(pyro.param("mean", torch.tensor(0.0)), 0.5))
+
+
+def noisy_datasets(x=None, num_datasets=2):
+    """z ~ Normal(0, 1); rows x ~ Normal(z, 2)."""
+    with pyro.plate("datasets", num_datasets, dim=-2):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", 20, dim=-1):
+            pyro.sample("x", dist.Normal(z, 2.0), obs=x)

@@ -35,6 +35,7 @@ _GAUSSIAN_PROBLEMS = ("conjugate_normal", "linear_gaussian_2", "linear_gaussian_
 CATALOGUE = (
     Entry("AmortizedGuide", "guide", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("AmortizedPosterior", "result"),
+    Entry("DataEmphasizedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),

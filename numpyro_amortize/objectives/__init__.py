@@ -1,8 +1,9 @@
 """Objectives: losses for `fit` and for the host's SVI."""
 
+from numpyro_amortize.objectives.data_emphasized_elbo import DataEmphasizedELBO
 from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.mixed import Mixed
 from numpyro_amortize.objectives.npe import NPE
 from numpyro_amortize.objectives.weighted_elbo import WeightedELBO
 
-__all__ = ["IWAE", "NPE", "Mixed", "WeightedELBO"]
+__all__ = ["IWAE", "NPE", "DataEmphasizedELBO", "Mixed", "WeightedELBO"]

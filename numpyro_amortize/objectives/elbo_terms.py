@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,14 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import compute_log_probs
 
-from numpyro_amortize.tracing import Trace, base_distribution, drawn_rows, is_masked
+from numpyro_amortize.tracing import (
+    Trace,
+    base_distribution,
+    drawn_rows,
+    is_factor,
+    is_masked,
+    read_subsample_sizes,
+)
 
 Site = Mapping[str, Any]
 
@@ -63,6 +71,19 @@ class ParticleSites:
     def latents(self) -> list[str]:
         """Latent sites of the model."""
         return [name for name, site in samples(self.model) if not site["is_observed"]]
+
+    def plates(self, name: str) -> dict[str, tuple[int, int]]:
+        """Plates of a site of the model: the size of each, and the number of its rows."""
+        sizes = read_subsample_sizes(self.guide) | read_subsample_sizes(self.model)
+        return {frame.name: sizes[frame.name] for frame in self.model[name]["cond_indep_stack"]}
+
+    def data(self) -> list[str]:
+        """Observed sites of the model that hold data."""
+        return [
+            name
+            for name, site in samples(self.model)
+            if site["is_observed"] and not is_factor(site)
+        ]
 
     def check(self) -> None:
         """Raise a ValueError if the guide misses a latent site or has a draw without gradient.
@@ -246,8 +267,13 @@ def without_mask(fn: Any) -> tuple[Any, Any]:
 def element_weights(site: Site) -> Array:
     """The scale of each plate element of a site, zero where it is masked."""
     scale = 1.0 if site["scale"] is None else site["scale"]
+    return present(site) * scale
+
+
+def present(site: Site) -> Array:
+    """One for each plate element of a site, zero where it is masked."""
     _, mask = without_mask(site["fn"])
-    return jnp.broadcast_to(jnp.where(mask, scale, 0.0), site["fn"].batch_shape)
+    return jnp.broadcast_to(jnp.where(mask, 1.0, 0.0), site["fn"].batch_shape)
 
 
 def check_num_particles(num_particles: int) -> None:
@@ -258,8 +284,13 @@ def check_num_particles(num_particles: int) -> None:
         )
 
 
+def is_finite_number(value: object) -> bool:
+    """Whether a value is a finite real number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def check_number(name: str, value: float, *, lower: float) -> None:
     """Raise a ValueError if an argument is not a finite number from `lower` on."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and lower <= value < float("inf")):
+    if not (is_finite_number(value) and value >= lower):
         raise ValueError(f"{name}: expected a finite number of at least {lower:g}, got {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_amortize.tracing import base_distribution, is_masked
+from pyro_amortize.tracing import base_distribution, is_factor, is_masked
+
+_PARTICLES = "num_particles_vectorized"  # the host's plate
 
 Site = Mapping[str, Any]
 Sites = dict[str, Site]
@@ -58,6 +61,23 @@ class ParticleSites:
     def latents(self) -> list[str]:
         """Latent sites of the model."""
         return [name for name, site in samples(self.model) if not site["is_observed"]]
+
+    def plates(self, name: str) -> dict[str, tuple[int, int]]:
+        """Plates of a site of the model: the size of each, and the number of its rows."""
+        frames = self.model[name]["cond_indep_stack"]
+        return {
+            frame.name: (frame.full_size or frame.size, frame.size)
+            for frame in frames
+            if frame.vectorized and frame.name != _PARTICLES
+        }
+
+    def data(self) -> list[str]:
+        """Observed sites of the model that hold data."""
+        return [
+            name
+            for name, site in samples(self.model)
+            if site["is_observed"] and not is_factor(site)
+        ]
 
     def check(self) -> None:
         """Raise a ValueError if the guide misses a latent site or has a draw without gradient.
@@ -214,9 +234,15 @@ def is_unobserved(name: str) -> bool:
 
 def element_weights(site: Site) -> Tensor:
     """The scale of each plate element of a site, zero where it is masked."""
-    ones = torch.ones_like(site["log_prob"].detach())
-    weights: Tensor = scale_and_mask(ones, site["scale"], site["mask"])
+    weights: Tensor = scale_and_mask(present(site), site["scale"], None)
     return weights
+
+
+def present(site: Site) -> Tensor:
+    """One for each plate element of a site, zero where it is masked."""
+    ones = torch.ones_like(site["log_prob"].detach())
+    found: Tensor = scale_and_mask(ones, 1.0, site["mask"])
+    return found
 
 
 def check_num_particles(num_particles: int) -> None:
@@ -227,8 +253,13 @@ def check_num_particles(num_particles: int) -> None:
         )
 
 
+def is_finite_number(value: object) -> bool:
+    """Whether a value is a finite real number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def check_number(name: str, value: float, *, lower: float) -> None:
     """Raise a ValueError if an argument is not a finite number from `lower` on."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and lower <= value < float("inf")):
+    if not (is_finite_number(value) and value >= lower):
         raise ValueError(f"{name}: expected a finite number of at least {lower:g}, got {value!r}")
