@@ -12,7 +12,7 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
-from numpyro_amortize.objectives import IWAE, NPE, DataEmphasizedELBO, Mixed, WeightedELBO
+from numpyro_amortize.objectives import IWAE, NPE, DataEmphasizedELBO, Mixed, VIBLoss, WeightedELBO
 from numpyro_amortize.posterior import AmortizedPosterior, Posterior
 from numpyro_amortize.simulate import Simulations, simulate
 from numpyro_amortize.structure import ModelStructure
@@ -36,6 +36,7 @@ __all__ = [
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",
+    "VIBLoss",
     "WeightedELBO",
     "fill_missing",
     "fit",

@@ -12,7 +12,7 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
-from pyro_amortize.objectives import IWAE, NPE, DataEmphasizedELBO, Mixed, WeightedELBO
+from pyro_amortize.objectives import IWAE, NPE, DataEmphasizedELBO, Mixed, VIBLoss, WeightedELBO
 from pyro_amortize.posterior import AmortizedPosterior, Posterior
 from pyro_amortize.simulate import Simulations, simulate
 from pyro_amortize.structure import ModelStructure
@@ -36,6 +36,7 @@ __all__ = [
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",
+    "VIBLoss",
     "WeightedELBO",
     "fill_missing",
     "fit",

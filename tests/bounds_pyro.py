@@ -5,6 +5,8 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 
+ZERO = torch.tensor(0.0)
+
 
 def chain():
     """a ~ Normal(0, 1); b ~ Normal(a, 1); y = 1 ~ Normal(b, 1)."""
@@ -77,3 +79,78 @@ def noisy_datasets(x=None, num_datasets=2):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         with pyro.plate("rows", 20, dim=-1):
             pyro.sample("x", dist.Normal(z, 2.0), obs=x)
+
+
+def labels(x, y, batch_size=None):
+    """z of a row ~ Normal(0, m); M labels of it ~ Normal(c z, sd), shape (M, rows)."""
+    m, sd = torch.exp(pyro.param("log_m", ZERO)), torch.exp(pyro.param("log_sd", ZERO))
+    c = pyro.param("c", ZERO)
+    with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        z = pyro.sample("z", dist.Normal(0.0, m))
+        with pyro.plate("labels", len(y), dim=-2):
+            pyro.sample("y", dist.Normal(c * z, sd), obs=y[:, index])
+
+
+def encoder(x, y, batch_size=None):
+    a, spread = pyro.param("a", ZERO), torch.exp(pyro.param("log_spread", ZERO))
+    with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        pyro.sample("z", dist.Normal(a * x[index], spread))
+
+
+def unit_encoder(x, y, batch_size=None):
+    a = pyro.param("a", ZERO)
+    with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        pyro.sample("z", dist.Normal(a * x[index], 1.0))
+
+
+def peeking_encoder(x, y, batch_size=None):
+    a, b = pyro.param("a", ZERO), pyro.param("b", ZERO)
+    with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        pyro.sample("z", dist.Normal(a * x[index] + b * y[0, index], 1.0))
+
+
+def classes(x, y):
+    """Two logits of a label."""
+    with pyro.plate("rows", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Categorical(logits=torch.stack([0 * z, z], -1)), obs=y)
+
+
+def encoder_of_classes(x, y):
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(pyro.param("a", ZERO) * x, 1.0))
+
+
+def embedding_of_classes(x, y):
+    """Reads whole numbers, which have no gradient."""
+    table = pyro.param("table", torch.zeros(2))
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(table[y], 1.0))
+
+
+def global_bottleneck(x, y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def global_encoder(x, y):
+    pyro.sample("z", dist.Normal(pyro.param("a", ZERO), 1.0))
+
+
+def global_peek(x, y):
+    pyro.sample("z", dist.Normal(y.mean(), 1.0))
+
+
+def linear_encoder(x, y):
+    """An input for each data set, which says all that its labels do."""
+    weight, spread = pyro.param("weight", ZERO), torch.exp(pyro.param("log_spread", ZERO))
+    with pyro.plate("datasets", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(weight * x, spread))
+
+
+def labels_of_datasets(x, y):
+    with pyro.plate("datasets", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("labels", len(y), dim=-2):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)

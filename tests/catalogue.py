@@ -51,6 +51,7 @@ CATALOGUE = (
     Entry("Simulations", "result"),
     Entry("SplineFlowDensity", "density", ("conjugate_normal",), GAUSSIAN),
     Entry("TrainingHistory", "result"),
+    Entry("VIBLoss", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("WeightedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("fill_missing", "handler"),
     Entry("fit", "function"),

@@ -4,6 +4,7 @@ from numpyro_amortize.objectives.data_emphasized_elbo import DataEmphasizedELBO
 from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.mixed import Mixed
 from numpyro_amortize.objectives.npe import NPE
+from numpyro_amortize.objectives.vib_loss import VIBLoss
 from numpyro_amortize.objectives.weighted_elbo import WeightedELBO
 
-__all__ = ["IWAE", "NPE", "DataEmphasizedELBO", "Mixed", "WeightedELBO"]
+__all__ = ["IWAE", "NPE", "DataEmphasizedELBO", "Mixed", "VIBLoss", "WeightedELBO"]

@@ -162,6 +162,7 @@ class TermwiseELBO(ELBO, ABC):
     def __init__(self, num_particles: int = 1) -> None:
         check_num_particles(num_particles)
         super().__init__(num_particles=num_particles)
+        self._checked: tuple[Any, ...] = ()
 
     def loss_with_mutable_state(
         self,
@@ -186,7 +187,9 @@ class TermwiseELBO(ELBO, ABC):
             `{"loss": loss, "mutable_state": None}`.
         """
         params = dict(param_map)
-        self._check_call(params, model, guide, args, kwargs)
+        if self._checked != (model, guide):
+            self._check_pair(params, model, guide, args, kwargs)
+            self._checked = (model, guide)
 
         def run(key: Array, rows: Mapping[str, Any]) -> ParticleSites:
             model_key, guide_key = jax.random.split(key)
@@ -232,7 +235,7 @@ class TermwiseELBO(ELBO, ABC):
         """What the objective reads of the sites of one particle besides the ELBO, arrays."""
         return ()
 
-    def _check_call(
+    def _check_pair(
         self,
         params: Mapping[str, Any],
         model: Callable[..., Any],
@@ -240,7 +243,7 @@ class TermwiseELBO(ELBO, ABC):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Raise an error if the objective has no meaning for this model and guide."""
+        """Raise an error, at their first call, if it has no meaning for this model and guide."""
 
 
 def samples(sites: Trace) -> Iterator[tuple[str, Site]]:

@@ -156,6 +156,7 @@ class TermwiseELBO(ELBO, ABC):
     def __init__(self, num_particles: int = 1) -> None:
         check_num_particles(num_particles)
         super().__init__(num_particles=num_particles, vectorize_particles=num_particles > 1)
+        self._checked: tuple[Any, ...] = ()
 
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -187,7 +188,9 @@ class TermwiseELBO(ELBO, ABC):
         Returns:
             The loss, a scalar.
         """
-        self._check_call(model, guide, args, kwargs)
+        if self._checked != (model, guide):
+            self._check_pair(model, guide, args, kwargs)
+            self._checked = (model, guide)
         ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
         sites = ParticleSites(
             dict(model_trace.nodes),
@@ -202,14 +205,14 @@ class TermwiseELBO(ELBO, ABC):
     def _combine(self, terms: ElboTerms, sites: ParticleSites) -> Tensor:
         """The loss from the parts of the ELBO and the sites."""
 
-    def _check_call(
+    def _check_pair(
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Raise an error if the objective has no meaning for this model and guide."""
+        """Raise an error, at their first call, if it has no meaning for this model and guide."""
 
     def _get_trace(
         self,
