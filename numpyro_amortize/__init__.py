@@ -13,7 +13,18 @@ from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
-from numpyro_amortize.objectives import IWAE, NPE, RWS, VIS, Mixed, SelfConsistency, WakeSleep
+from numpyro_amortize.objectives import (
+    IWAE,
+    NPE,
+    RWS,
+    VIS,
+    DataEmphasizedELBO,
+    Mixed,
+    SelfConsistency,
+    VIBLoss,
+    WakeSleep,
+    WeightedELBO,
+)
 from numpyro_amortize.posterior import AmortizedPosterior, Posterior
 from numpyro_amortize.refine import refine
 from numpyro_amortize.simulate import Simulations, simulate
@@ -28,6 +39,7 @@ __all__ = [
     "AmortizedPosterior",
     "CategoricalDensity",
     "CountDensity",
+    "DataEmphasizedELBO",
     "ImageEmbedding",
     "ImportanceSamples",
     "InverseLipschitzDecoder",
@@ -41,7 +53,9 @@ __all__ = [
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",
+    "VIBLoss",
     "WakeSleep",
+    "WeightedELBO",
     "fill_missing",
     "fit",
     "refine",

@@ -13,7 +13,18 @@ from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
-from pyro_amortize.objectives import IWAE, NPE, RWS, VIS, Mixed, SelfConsistency, WakeSleep
+from pyro_amortize.objectives import (
+    IWAE,
+    NPE,
+    RWS,
+    VIS,
+    DataEmphasizedELBO,
+    Mixed,
+    SelfConsistency,
+    VIBLoss,
+    WakeSleep,
+    WeightedELBO,
+)
 from pyro_amortize.posterior import AmortizedPosterior, Posterior
 from pyro_amortize.refine import refine
 from pyro_amortize.simulate import Simulations, simulate
@@ -28,6 +39,7 @@ __all__ = [
     "AmortizedPosterior",
     "CategoricalDensity",
     "CountDensity",
+    "DataEmphasizedELBO",
     "ImageEmbedding",
     "ImportanceSamples",
     "InverseLipschitzDecoder",
@@ -41,7 +53,9 @@ __all__ = [
     "Simulations",
     "SplineFlowDensity",
     "TrainingHistory",
+    "VIBLoss",
     "WakeSleep",
+    "WeightedELBO",
     "fill_missing",
     "fit",
     "refine",

@@ -37,6 +37,7 @@ _GAUSSIAN_PROBLEMS = ("conjugate_normal", "linear_gaussian_2", "linear_gaussian_
 CATALOGUE = (
     Entry("AmortizedGuide", "guide", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("AmortizedPosterior", "result"),
+    Entry("DataEmphasizedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),
@@ -57,6 +58,8 @@ CATALOGUE = (
     Entry("TrainingHistory", "result"),
     Entry("VIS", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("WakeSleep", "objective", ("conjugate_normal",), GAUSSIAN),
+    Entry("VIBLoss", "objective", ("conjugate_normal",), GAUSSIAN),
+    Entry("WeightedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("fill_missing", "handler"),
     Entry("fit", "function"),
     Entry("refine", "function"),

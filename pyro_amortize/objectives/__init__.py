@@ -1,10 +1,24 @@
 """Objectives: losses for `fit` and for the host's SVI."""
 
+from pyro_amortize.objectives.data_emphasized_elbo import DataEmphasizedELBO
 from pyro_amortize.objectives.iwae import IWAE
 from pyro_amortize.objectives.mixed import Mixed
 from pyro_amortize.objectives.npe import NPE
 from pyro_amortize.objectives.self_consistency import SelfConsistency
+from pyro_amortize.objectives.vib_loss import VIBLoss
 from pyro_amortize.objectives.vis import VIS
 from pyro_amortize.objectives.wake_sleep import RWS, WakeSleep
+from pyro_amortize.objectives.weighted_elbo import WeightedELBO
 
-__all__ = ["IWAE", "NPE", "RWS", "VIS", "Mixed", "SelfConsistency", "WakeSleep"]
+__all__ = [
+    "IWAE",
+    "NPE",
+    "RWS",
+    "VIS",
+    "DataEmphasizedELBO",
+    "Mixed",
+    "SelfConsistency",
+    "VIBLoss",
+    "WakeSleep",
+    "WeightedELBO",
+]
