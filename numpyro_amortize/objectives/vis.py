@@ -46,7 +46,10 @@ class VIS(ParticleObjective):
 
     Args:
         num_particles: Draws of the guide, K.
-        guide_gradient: `"score"` for any draws; `"path"` through reparameterised draws.
+        guide_gradient: `"score"` for any draws; `"path"` through reparameterised draws, the doubly
+            reparameterised score, with the same mean for every K and no noise at the posterior.
+            The derivative of the estimated logarithm would be that of the ELBO for one draw,
+            and drive the guide away from the posterior for few.
 
     Raises:
         ValueError: If `num_particles` is below 2 or `guide_gradient` unknown; in use, if a draw
@@ -59,7 +62,8 @@ class VIS(ParticleObjective):
         64
 
     References:
-        Li, Wang, Li and Wu (2024), arXiv:2311.02516.
+        Li, Wang, Li and Wu (2024), arXiv:2311.02516; for the path Tucker, Lawson, Gu and Maddison
+        (2019), arXiv:1810.04152.
     """
 
     can_infer_discrete = True  # the host's flag: the score needs no gradient of a draw
@@ -114,16 +118,16 @@ class VIS(ParticleObjective):
         loss = -plan.bound(*found)
         weights = stop(jax.nn.softmax(2 * found[1], axis=0))
         # In value nothing; in gradient the logarithm of the second moment.
-        surrogate = -plan.weighted(weights, of_guide)
         if is_path:
             floats, rest = eqx.partition(draws, eqx.is_inexact_array)
 
-            def at(floats: Values) -> Array:
+            def moved(floats: Values) -> Array:
                 found = difference(*jax.vmap(score)(eqx.combine(floats, rest)))
-                return 2 * plan.weighted(weights, found)
+                return plan.weighted(2 * weights * (1 - weights), found)
 
-            paths = stop(jax.grad(at)(stop(floats)))
-            surrogate = 2 * surrogate + inner(floats, paths)
+            surrogate = -inner(floats, stop(jax.grad(moved)(stop(floats))))
+        else:
+            surrogate = -plan.weighted(weights, of_guide)
         return {"loss": loss + surrogate - stop(surrogate), "mutable_state": None}
 
     def warn_of_tails(

@@ -47,7 +47,10 @@ class VIS(ParticleObjective):
 
     Args:
         num_particles: Draws of the guide, K.
-        guide_gradient: `"score"` for any draws; `"path"` through reparameterised draws.
+        guide_gradient: `"score"` for any draws; `"path"` through reparameterised draws, the doubly
+            reparameterised score, with the same mean for every K and no noise at the posterior.
+            The derivative of the estimated logarithm would be that of the ELBO for one draw,
+            and drive the guide away from the posterior for few.
 
     Raises:
         ValueError: If `num_particles` is below 2 or `guide_gradient` unknown; in use, if a draw
@@ -59,7 +62,8 @@ class VIS(ParticleObjective):
         64
 
     References:
-        Li, Wang, Li and Wu (2024), arXiv:2311.02516.
+        Li, Wang, Li and Wu (2024), arXiv:2311.02516; for the path Tucker, Lawson, Gu and Maddison
+        (2019), arXiv:1810.04152.
     """
 
     def __init__(
@@ -100,11 +104,13 @@ class VIS(ParticleObjective):
         found = difference(of_model, of_guide)
         weights = (2 * found[1].detach()).softmax(0)
         # In value nothing; in gradient the logarithm of the second moment.
-        surrogate = -plan.weighted(weights, of_guide)
         if is_path:
             floats = {name: leaf for name, leaf in leaves.items() if leaf.is_floating_point()}
-            paths = gradients(2 * plan.weighted(weights, found), list(floats.values()))
-            surrogate = 2 * surrogate + inner([values[name] for name in floats], paths)
+            moved = plan.weighted(2 * weights * (1 - weights), found)
+            paths = gradients(moved, list(floats.values()))
+            surrogate = -inner([values[name] for name in floats], paths)
+        else:
+            surrogate = -plan.weighted(weights, of_guide)
         return loss + surrogate - surrogate.detach()
 
     def warn_of_tails(
