@@ -162,7 +162,6 @@ class TermwiseELBO(ELBO, ABC):
     def __init__(self, num_particles: int = 1) -> None:
         check_num_particles(num_particles)
         super().__init__(num_particles=num_particles)
-        self._checked: tuple[Any, ...] = ()
 
     def loss_with_mutable_state(
         self,
@@ -187,9 +186,7 @@ class TermwiseELBO(ELBO, ABC):
             `{"loss": loss, "mutable_state": None}`.
         """
         params = dict(param_map)
-        if self._checked != (model, guide):
-            self._check_pair(params, model, guide, args, kwargs)
-            self._checked = (model, guide)
+        self._check_pair(params, model, guide, args, kwargs)  # once where this is compiled
 
         def run(key: Array, rows: Mapping[str, Any]) -> ParticleSites:
             model_key, guide_key = jax.random.split(key)
@@ -243,7 +240,7 @@ class TermwiseELBO(ELBO, ABC):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Raise an error, at their first call, if it has no meaning for this model and guide."""
+        """Raise an error if the objective has no meaning for this model and guide."""
 
 
 def samples(sites: Trace) -> Iterator[tuple[str, Site]]:
