@@ -21,7 +21,7 @@ from pyro_amortize.tracing import base_distribution, is_factor, is_masked
 _PARTICLES = "num_particles_vectorized"  # the host's plate
 
 Site = Mapping[str, Any]
-Sites = dict[str, Site]
+Sites = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
