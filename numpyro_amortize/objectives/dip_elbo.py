@@ -61,7 +61,7 @@ class DIPELBO(TermwiseELBO):
         'ii'
 
     References:
-        Kumar, Sattigeri and Balakrishnan (2018), arXiv:1711.00848, equations 5 to 7.
+        Kumar, Sattigeri and Balakrishnan (2018), arXiv:1711.00848, DIP-VAE-I and -II.
     """
 
     def __init__(

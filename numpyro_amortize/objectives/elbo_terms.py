@@ -120,7 +120,7 @@ class ParticleSites:
         if closed is None:
             return jnp.sum(log_q) - jnp.sum(log_p)
         weights, others = element_weights(self.guide[name]), element_weights(self.model[name])
-        # What is masked may be anything, but not by zero.
+        # Where it is masked it may be infinite, which times zero is no number.
         closed = jnp.where(weights == 0.0, 0.0, closed) * weights
         return jnp.sum(jnp.where(weights == others, closed, log_q - log_p))
 

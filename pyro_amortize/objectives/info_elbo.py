@@ -59,8 +59,8 @@ class InfoELBO(TermwiseELBO):
         10.0
 
     References:
-        Zhao, Song and Ermon (2019), arXiv:1706.02262, equation 6; Gretton and others (2012), A
-        kernel two-sample test, lemma 6 (U) and equation 5 (V).
+        Zhao, Song and Ermon (2019), arXiv:1706.02262; Gretton and others (2012), A kernel
+        two-sample test, for the two estimators.
     """
 
     def __init__(
