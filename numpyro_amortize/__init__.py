@@ -14,11 +14,13 @@ from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
 from numpyro_amortize.objectives import (
+    DIPELBO,
     IWAE,
     NPE,
     RWS,
     VIS,
     DataEmphasizedELBO,
+    InfoELBO,
     Mixed,
     SelfConsistency,
     VIBLoss,
@@ -31,6 +33,7 @@ from numpyro_amortize.simulate import Simulations, simulate
 from numpyro_amortize.structure import ModelStructure
 
 __all__ = [
+    "DIPELBO",
     "IWAE",
     "NPE",
     "RWS",
@@ -42,6 +45,7 @@ __all__ = [
     "DataEmphasizedELBO",
     "ImageEmbedding",
     "ImportanceSamples",
+    "InfoELBO",
     "InverseLipschitzDecoder",
     "Mixed",
     "ModelStructure",

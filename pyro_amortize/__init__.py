@@ -14,11 +14,13 @@ from pyro_amortize.handlers import fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
 from pyro_amortize.objectives import (
+    DIPELBO,
     IWAE,
     NPE,
     RWS,
     VIS,
     DataEmphasizedELBO,
+    InfoELBO,
     Mixed,
     SelfConsistency,
     VIBLoss,
@@ -31,6 +33,7 @@ from pyro_amortize.simulate import Simulations, simulate
 from pyro_amortize.structure import ModelStructure
 
 __all__ = [
+    "DIPELBO",
     "IWAE",
     "NPE",
     "RWS",
@@ -42,6 +45,7 @@ __all__ = [
     "DataEmphasizedELBO",
     "ImageEmbedding",
     "ImportanceSamples",
+    "InfoELBO",
     "InverseLipschitzDecoder",
     "Mixed",
     "ModelStructure",

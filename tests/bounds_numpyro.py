@@ -154,3 +154,73 @@ def labels_of_datasets(x, y):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         with numpyro.plate("labels", len(y), dim=-2):
             numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def scaled_vectors(x, batch_size=None):
+    """As `vectors`, with a guide whose deviation is given and a prior with a parameter."""
+    spread = jnp.exp(numpyro.param("prior", ZERO))
+    with numpyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        z = numpyro.sample("z", dist.Normal(jnp.zeros((len(index), 2)), spread).to_event(1))
+        numpyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[index])
+
+
+def two_sites(x):
+    """The two values of a row in two sites."""
+    with numpyro.plate("rows", len(x), dim=-1):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        w = numpyro.sample("w", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(jnp.stack([z, w], -1), 1.0).to_event(1), obs=x)
+
+
+def guide_of_two(x):
+    mean, sd = numpyro.param("mean", ZERO), jnp.exp(numpyro.param("log_sd", ZERO))
+    with numpyro.plate("rows", len(x), dim=-1):
+        numpyro.sample("z", dist.Normal(mean[:, 0], sd[:, 0]))
+        numpyro.sample("w", dist.Normal(mean[:, 1], sd[:, 1]))
+
+
+def dependent_guide(x):
+    """w reads z: the mean of its distribution is not that of w."""
+    mean, sd = numpyro.param("mean", ZERO), jnp.exp(numpyro.param("log_sd", ZERO))
+    with numpyro.plate("rows", len(x), dim=-1):
+        z = numpyro.sample("z", dist.Normal(mean[:, 0], sd[:, 0]))
+        numpyro.sample("w", dist.Normal(mean[:, 1] + 0.5 * z, sd[:, 1]))
+
+
+def correlated_guide(x):
+    """A full covariance within a row."""
+    mean, factor = numpyro.param("mean", ZERO), jnp.array([[0.6, 0.0], [0.3, 0.5]])
+    with numpyro.plate("rows", len(x), dim=-1):
+        numpyro.sample("z", dist.MultivariateNormal(mean, scale_tril=factor))
+
+
+def chained_rows(x):
+    """The prior of w reads z."""
+    with numpyro.plate("rows", len(x), dim=-1):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        w = numpyro.sample("w", dist.Normal(z, 1.0))
+        numpyro.sample("x", dist.Normal(jnp.stack([z, w], -1), 1.0).to_event(1), obs=x)
+
+
+def mixed_plates(x):
+    with numpyro.plate("rows", len(x), dim=-1):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    with numpyro.plate("others", 3, dim=-1):
+        numpyro.sample("w", dist.Normal(0.0, 1.0))
+
+
+def guide_of_mixed_plates(x):
+    with numpyro.plate("rows", len(x), dim=-1):
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("others", 3, dim=-1):
+        numpyro.sample("w", dist.Normal(0.0, 1.0))
+
+
+def affine_guide(x):
+    """A pushed-forward normal, which does not know its mean; its divergence is that of draws."""
+    mean, sd = numpyro.param("mean", ZERO), jnp.exp(numpyro.param("log_sd", ZERO))
+    with numpyro.plate("rows", len(x), dim=-1):
+        base = dist.Normal(jnp.zeros(x.shape), 1.0).to_event(1)
+        push = dist.transforms.IndependentTransform(dist.transforms.AffineTransform(mean, sd), 1)
+        numpyro.sample("z", dist.TransformedDistribution(base, push))

@@ -154,3 +154,73 @@ def labels_of_datasets(x, y):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         with pyro.plate("labels", len(y), dim=-2):
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def scaled_vectors(x, batch_size=None):
+    """As `vectors`, with a guide whose deviation is given and a prior with a parameter."""
+    spread = torch.exp(pyro.param("prior", ZERO))
+    with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
+        z = pyro.sample("z", dist.Normal(torch.zeros((len(index), 2)), spread).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[index])
+
+
+def two_sites(x):
+    """The two values of a row in two sites."""
+    with pyro.plate("rows", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(torch.stack([z, w], -1), 1.0).to_event(1), obs=x)
+
+
+def guide_of_two(x):
+    mean, sd = pyro.param("mean", ZERO), torch.exp(pyro.param("log_sd", ZERO))
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(mean[:, 0], sd[:, 0]))
+        pyro.sample("w", dist.Normal(mean[:, 1], sd[:, 1]))
+
+
+def dependent_guide(x):
+    """w reads z: the mean of its distribution is not that of w."""
+    mean, sd = pyro.param("mean", ZERO), torch.exp(pyro.param("log_sd", ZERO))
+    with pyro.plate("rows", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(mean[:, 0], sd[:, 0]))
+        pyro.sample("w", dist.Normal(mean[:, 1] + 0.5 * z, sd[:, 1]))
+
+
+def correlated_guide(x):
+    """A full covariance within a row."""
+    mean, factor = pyro.param("mean", ZERO), torch.tensor([[0.6, 0.0], [0.3, 0.5]])
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=factor))
+
+
+def chained_rows(x):
+    """The prior of w reads z."""
+    with pyro.plate("rows", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        w = pyro.sample("w", dist.Normal(z, 1.0))
+        pyro.sample("x", dist.Normal(torch.stack([z, w], -1), 1.0).to_event(1), obs=x)
+
+
+def mixed_plates(x):
+    with pyro.plate("rows", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    with pyro.plate("others", 3, dim=-1):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+
+def guide_of_mixed_plates(x):
+    with pyro.plate("rows", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("others", 3, dim=-1):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+
+def affine_guide(x):
+    """A pushed-forward normal, which does not know its mean; its divergence is that of draws."""
+    mean, sd = pyro.param("mean", ZERO), torch.exp(pyro.param("log_sd", ZERO))
+    with pyro.plate("rows", len(x), dim=-1):
+        base = dist.Normal(torch.zeros(x.shape), 1.0).to_event(1)
+        push = dist.transforms.AffineTransform(mean, sd, event_dim=1)
+        pyro.sample("z", dist.TransformedDistribution(base, push))

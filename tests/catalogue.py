@@ -41,6 +41,8 @@ CATALOGUE = (
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),
+    Entry("DIPELBO", "objective", ("conjugate_normal",), GAUSSIAN),
+    Entry("InfoELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("IWAE", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("ImportanceSamples", "result"),
     Entry("InverseLipschitzDecoder", "network"),

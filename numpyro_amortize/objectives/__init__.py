@@ -1,6 +1,8 @@
 """Objectives: losses for `fit` and for the host's SVI."""
 
 from numpyro_amortize.objectives.data_emphasized_elbo import DataEmphasizedELBO
+from numpyro_amortize.objectives.dip_elbo import DIPELBO
+from numpyro_amortize.objectives.info_elbo import InfoELBO
 from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.mixed import Mixed
 from numpyro_amortize.objectives.npe import NPE
@@ -11,11 +13,13 @@ from numpyro_amortize.objectives.wake_sleep import RWS, WakeSleep
 from numpyro_amortize.objectives.weighted_elbo import WeightedELBO
 
 __all__ = [
+    "DIPELBO",
     "IWAE",
     "NPE",
     "RWS",
     "VIS",
     "DataEmphasizedELBO",
+    "InfoELBO",
     "Mixed",
     "SelfConsistency",
     "VIBLoss",

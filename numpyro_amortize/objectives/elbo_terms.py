@@ -17,6 +17,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import compute_log_probs
 
+from numpyro_amortize.objectives.particle_run import check_reparameterised
 from numpyro_amortize.tracing import (
     Trace,
     base_distribution,
@@ -86,22 +87,17 @@ class ParticleSites:
         ]
 
     def check(self) -> None:
-        """Raise a ValueError if the guide misses a latent site or has a draw without gradient.
-
-        What an `obs_mask` leaves unobserved has the same density in model and guide.
-        """
+        """Raise a ValueError if the guide misses a latent site or has a draw without gradient."""
         for name in self.latents:
             if name not in self.guide:
                 raise ValueError(
                     f"site '{name}': is a latent site of the model, and the guide does not draw it"
                 )
-        for name, site in samples(self.guide):
-            if not (site["is_observed"] or site["fn"].has_rsample or is_unobserved(name)):
-                raise ValueError(
-                    f"site '{name}': is not reparameterised, and the gradient of {self.objective} "
-                    "is right for reparameterised draws only. Use RWS() or NPE(), or "
-                    "TraceGraph_ELBO(), which has score functions"
-                )
+        check_reparameterised(
+            self.guide,
+            f"the gradient of {self.objective} is right for reparameterised draws only. Use RWS() "
+            "or NPE(), or TraceGraph_ELBO(), which has score functions",
+        )
 
     def terms(self) -> ElboTerms:
         """The parts of the ELBO."""
@@ -124,7 +120,7 @@ class ParticleSites:
         if closed is None:
             return jnp.sum(log_q) - jnp.sum(log_p)
         weights, others = element_weights(self.guide[name]), element_weights(self.model[name])
-        # What is masked may be anything, but not by zero.
+        # Where it is masked it may be infinite, which times zero is no number.
         closed = jnp.where(weights == 0.0, 0.0, closed) * weights
         return jnp.sum(jnp.where(weights == others, closed, log_q - log_p))
 
@@ -162,7 +158,6 @@ class TermwiseELBO(ELBO, ABC):
     def __init__(self, num_particles: int = 1) -> None:
         check_num_particles(num_particles)
         super().__init__(num_particles=num_particles)
-        self._checked: tuple[Any, ...] = ()
 
     def loss_with_mutable_state(
         self,
@@ -187,9 +182,7 @@ class TermwiseELBO(ELBO, ABC):
             `{"loss": loss, "mutable_state": None}`.
         """
         params = dict(param_map)
-        if self._checked != (model, guide):
-            self._check_pair(params, model, guide, args, kwargs)
-            self._checked = (model, guide)
+        self._check_pair(params, model, guide, args, kwargs)  # once where this is compiled
 
         def run(key: Array, rows: Mapping[str, Any]) -> ParticleSites:
             model_key, guide_key = jax.random.split(key)
@@ -243,7 +236,7 @@ class TermwiseELBO(ELBO, ABC):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Raise an error, at their first call, if it has no meaning for this model and guide."""
+        """Raise an error if the objective has no meaning for this model and guide."""
 
 
 def samples(sites: Trace) -> Iterator[tuple[str, Site]]:

@@ -1,6 +1,8 @@
 """Objectives: losses for `fit` and for the host's SVI."""
 
 from pyro_amortize.objectives.data_emphasized_elbo import DataEmphasizedELBO
+from pyro_amortize.objectives.dip_elbo import DIPELBO
+from pyro_amortize.objectives.info_elbo import InfoELBO
 from pyro_amortize.objectives.iwae import IWAE
 from pyro_amortize.objectives.mixed import Mixed
 from pyro_amortize.objectives.npe import NPE
@@ -11,11 +13,13 @@ from pyro_amortize.objectives.wake_sleep import RWS, WakeSleep
 from pyro_amortize.objectives.weighted_elbo import WeightedELBO
 
 __all__ = [
+    "DIPELBO",
     "IWAE",
     "NPE",
     "RWS",
     "VIS",
     "DataEmphasizedELBO",
+    "InfoELBO",
     "Mixed",
     "SelfConsistency",
     "VIBLoss",

@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_amortize.objectives.objective import Objective
+from pyro_amortize.objectives.particle_run import check_reparameterised
 from pyro_amortize.tracing import base_distribution, is_factor, is_masked
 
 _PARTICLES = "num_particles_vectorized"  # the host's plate
 
 Site = Mapping[str, Any]
-Sites = dict[str, Site]
+Sites = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -79,22 +80,17 @@ class ParticleSites:
         ]
 
     def check(self) -> None:
-        """Raise a ValueError if the guide misses a latent site or has a draw without gradient.
-
-        What an `obs_mask` leaves unobserved has the same density in model and guide.
-        """
+        """Raise a ValueError if the guide misses a latent site or has a draw without gradient."""
         for name in self.latents:
             if name not in self.guide:
                 raise ValueError(
                     f"site '{name}': is a latent site of the model, and the guide does not draw it"
                 )
-        for name, site in samples(self.guide):
-            if not (site["is_observed"] or site["fn"].has_rsample or is_unobserved(name)):
-                raise ValueError(
-                    f"site '{name}': is not reparameterised, and the gradient of {self.objective} "
-                    "is right for reparameterised draws only. Use RWS() or NPE(), or "
-                    "TraceGraph_ELBO(), which has score functions"
-                )
+        check_reparameterised(
+            self.guide,
+            f"the gradient of {self.objective} is right for reparameterised draws only. Use RWS() "
+            "or NPE(), or TraceGraph_ELBO(), which has score functions",
+        )
 
     def terms(self) -> ElboTerms:
         """The parts of the ELBO."""

@@ -100,9 +100,9 @@ def _check_labels(
     """Raise a ValueError if the guide reads labels, or labels are outside of their support."""
     args = tuple(_tracked(value, f"argument {index}") for index, value in enumerate(args))
     kwargs = {name: _tracked(value, f"argument '{name}'") for name, value in kwargs.items()}
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    guide_trace: Any = poutine.trace(guide).get_trace(*args, **kwargs)
     replayed = poutine.replay(model, trace=guide_trace)
-    trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    trace: Any = poutine.trace(replayed).get_trace(*args, **kwargs)
     sites = ParticleSites(dict(trace.nodes), dict(guide_trace.nodes), 1, "VIBLoss")
     for name in sites.data():
         site = sites.model[name]

@@ -49,6 +49,7 @@ def bounds(host):
         "IWAE": lambda: host.package.IWAE(4),
         "RWS": lambda: host.package.RWS(8),
         "VIS": lambda: host.package.VIS(16),
+        "WeightedELBO": lambda: host.package.WeightedELBO(4),
         "Mixed": lambda: host.package.Mixed({host.package.NPE(32): 0.5, host.package.IWAE(4): 0.5}),
     }
 
@@ -87,6 +88,7 @@ def train_with_svi(host, model, guide, loss, *args, num_steps, weight_decay=0.0,
         "IWAE",
         "RWS",
         "VIS",
+        "WeightedELBO",
         "Mixed",
     ],
 )

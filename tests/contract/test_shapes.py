@@ -143,6 +143,12 @@ def test_trains_under_importance_weights(case):
         train(case, objective, case.call_with_data(0))
 
 
+@every_shape(lambda shape, backend: not shape.is_discrete)
+def test_trains_under_a_weighted_bound(case):
+    objective = case.host.package.WeightedELBO(2, kl_weight=0.5, free_bits=0.01)
+    train(case, objective, case.call_with_data(0))
+
+
 @every_shape()
 def test_saved_and_loaded(case, tmp_path):
     path = tmp_path / "guide.safetensors"

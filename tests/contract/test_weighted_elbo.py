@@ -297,3 +297,13 @@ def run_quietly(host, objective, model, guide, *args):
         if host.name == "pyro":
             return objective.loss(model, guide, *args)
         return objective.loss(host.key(0), {"base": host.array(np.zeros(()))}, model, guide, *args)
+
+
+def test_what_an_obs_mask_leaves_unobserved_has_no_divergence(host):
+    """Nor free bits: with all rows hidden the loss is the divergence of `z` alone, at its floor."""
+    model = host.models.rows_with_an_obs_mask
+    args = host.array(np.zeros(6, bool)), host.array(np.zeros(6))
+    guide = small_guide(host, model, observed="y", missing={"is_there": "y"})
+    objective = host.package.WeightedELBO(free_bits=1000.0)
+    losses = svi_losses(host, model, guide, objective, *args, num_steps=2)
+    np.testing.assert_allclose(losses, 1000.0, rtol=1e-5)

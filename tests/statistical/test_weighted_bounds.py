@@ -57,3 +57,14 @@ def test_a_bottleneck_whose_input_says_what_the_labels_say(host):
     mean = found["weight"] * fresh["x"].mean(1)
     log_q = norm.logpdf(latents["z"], mean, np.exp(found["log_spread"]))
     assert_small(expected_gap(problem.log_posterior(latents, fresh), log_q), problem, GAUSSIAN)
+
+
+def test_a_kernel_divergence_from_a_prior_that_the_aggregate_has(host):
+    objective = host.package.InfoELBO(0.0, 2.0)
+    assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
+
+
+def test_moments_that_the_aggregate_has(host):
+    """In variant "i" it would be drawn away from the posterior, whose means vary less."""
+    objective = host.package.DIPELBO(1.0, 1.0, variant="ii")
+    assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
