@@ -205,14 +205,26 @@ def is_masked(fn: Any) -> bool:
     return False
 
 
+def without_mask(fn: Any) -> tuple[Any, Any]:
+    """A distribution without masks on its batch axes, and these: True where it counts."""
+    if isinstance(fn, dist.MaskedDistribution):
+        base, mask = without_mask(fn.base_dist)
+        return base, jnp.logical_and(mask, fn._mask)
+    if isinstance(fn, dist.ExpandedDistribution):
+        base, mask = without_mask(fn.base_dist)
+        return base.expand(fn.batch_shape), mask
+    return fn, True
+
+
 def elements_left_in(fn: Any) -> Array:
     """Which batch elements of a distribution its masks leave in."""
-    present, shape = jnp.ones((), bool), fn.batch_shape
-    while isinstance(fn, dist.ExpandedDistribution | dist.MaskedDistribution):
-        if isinstance(fn, dist.MaskedDistribution):
-            present = present & jnp.asarray(fn._mask)
-        fn = fn.base_dist
-    return jnp.broadcast_to(present, shape)
+    _, mask = without_mask(fn)
+    return jnp.broadcast_to(mask, fn.batch_shape)
+
+
+def is_unobserved(name: str) -> bool:
+    """Whether a site is what an `obs_mask` leaves unobserved, by the name that the host gives."""
+    return name.endswith("_unobserved")
 
 
 def location_scale(fn: Any) -> tuple[Array, Array] | None:

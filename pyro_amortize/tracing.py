@@ -302,6 +302,11 @@ def is_hidden(site: Mapping[str, Any]) -> bool:
     return False
 
 
+def is_unobserved(name: str) -> bool:
+    """Whether a site is what an `obs_mask` leaves unobserved, by the name that the host gives."""
+    return name.endswith("_unobserved")
+
+
 def location_scale(fn: Any) -> tuple[Tensor, Tensor] | None:
     """Location and scale of a distribution on the unconstrained line, if it has them.
 

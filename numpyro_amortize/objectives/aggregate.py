@@ -15,10 +15,9 @@ from numpyro.infer.inspect import get_dependencies
 from numpyro_amortize.objectives.elbo_terms import (
     ParticleSites,
     element_weights,
-    is_unobserved,
     present,
 )
-from numpyro_amortize.tracing import base_distribution, free_data
+from numpyro_amortize.tracing import base_distribution, free_data, is_unobserved
 
 
 class Aggregate(NamedTuple):

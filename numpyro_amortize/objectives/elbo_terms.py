@@ -17,14 +17,17 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import compute_log_probs
 
-from numpyro_amortize.objectives.particle_run import check_reparameterised
+from numpyro_amortize.objectives.gradients import check_reparameterised, reparameterised_only
+from numpyro_amortize.objectives.particle_run import check_num_particles
 from numpyro_amortize.tracing import (
     Trace,
     base_distribution,
     drawn_rows,
+    elements_left_in,
     is_factor,
     is_masked,
     read_subsample_sizes,
+    without_mask,
 )
 
 Site = Mapping[str, Any]
@@ -93,11 +96,7 @@ class ParticleSites:
                 raise ValueError(
                     f"site '{name}': is a latent site of the model, and the guide does not draw it"
                 )
-        check_reparameterised(
-            self.guide,
-            f"the gradient of {self.objective} is right for reparameterised draws only. Use RWS() "
-            "or NPE(), or TraceGraph_ELBO(), which has score functions",
-        )
+        check_reparameterised(self.guide, reparameterised_only(self.objective))
 
     def terms(self) -> ElboTerms:
         """The parts of the ELBO."""
@@ -244,22 +243,6 @@ def samples(sites: Trace) -> Iterator[tuple[str, Site]]:
     return ((name, site) for name, site in sites.items() if site["type"] == "sample")
 
 
-def is_unobserved(name: str) -> bool:
-    """Whether a site is what an `obs_mask` leaves unobserved, by the name that the host gives."""
-    return name.endswith("_unobserved")
-
-
-def without_mask(fn: Any) -> tuple[Any, Any]:
-    """A distribution without masks on its batch axes, and these: True where it counts."""
-    if isinstance(fn, dist.MaskedDistribution):
-        base, mask = without_mask(fn.base_dist)
-        return base, jnp.logical_and(mask, fn._mask)
-    if isinstance(fn, dist.ExpandedDistribution):
-        base, mask = without_mask(fn.base_dist)
-        return base.expand(fn.batch_shape), mask
-    return fn, True
-
-
 def element_weights(site: Site) -> Array:
     """The scale of each plate element of a site, zero where it is masked."""
     scale = 1.0 if site["scale"] is None else site["scale"]
@@ -268,16 +251,7 @@ def element_weights(site: Site) -> Array:
 
 def present(site: Site) -> Array:
     """One for each plate element of a site, zero where it is masked."""
-    _, mask = without_mask(site["fn"])
-    return jnp.broadcast_to(jnp.where(mask, 1.0, 0.0), site["fn"].batch_shape)
-
-
-def check_num_particles(num_particles: int) -> None:
-    """Raise a ValueError if a number of particles is none."""
-    if not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(
-            f"num_particles: expected a whole number of at least 1, got {num_particles!r}"
-        )
+    return jnp.where(elements_left_in(site["fn"]), 1.0, 0.0)
 
 
 def is_finite_number(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from numpyro_amortize.structure import ModelStructure
+from numpyro_amortize.tracing import Trace, is_unobserved
 
 
 def check_gradients(structure: ModelStructure, objective: Any) -> None:
@@ -19,8 +20,29 @@ def check_gradients(structure: ModelStructure, objective: Any) -> None:
     """
     discrete = [site.name for site in structure.latents if site.support.is_discrete]
     if discrete and not getattr(objective, "can_infer_discrete", True):
-        raise ValueError(
-            f"site '{discrete[0]}': is discrete, and the gradient of {type(objective).__name__} is "
-            "right for reparameterised draws only. Use RWS() or NPE(), or TraceGraph_ELBO(), "
-            "which has score functions"
-        )
+        advice = reparameterised_only(type(objective).__name__)
+        raise ValueError(f"site '{discrete[0]}': is discrete, and {advice}")
+
+
+def check_reparameterised(guide_trace: Trace, advice: str) -> None:
+    """Raise a ValueError if a draw of the guide has no gradient.
+
+    What an `obs_mask` leaves unobserved has the same density in model and guide, and no weight.
+
+    Args:
+        guide_trace: A trace of the guide.
+        advice: Which gradient would be wrong, and what to use.
+    """
+    for name, site in guide_trace.items():
+        if site["type"] != "sample" or is_unobserved(name):
+            continue
+        if not site["fn"].has_rsample:
+            raise ValueError(f"site '{name}': is not reparameterised, and {advice}")
+
+
+def reparameterised_only(objective: str) -> str:
+    """The end of an error text: that an objective needs such draws, and what to use."""
+    return (
+        f"the gradient of {objective} is right for reparameterised draws only. Use RWS() or NPE(), "
+        "or TraceGraph_ELBO(), which has score functions"
+    )

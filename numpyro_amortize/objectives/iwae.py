@@ -10,21 +10,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from numpyro_amortize.objectives.gradients import check_reparameterised, reparameterised_only
 from numpyro_amortize.objectives.particle_run import (
     LogWeights,
     ParticleObjective,
     ParticleRun,
     Values,
-    check_reparameterised,
     difference,
     inner,
 )
 from numpyro_amortize.objectives.particles import ParticlePlan, plan_particles
-
-_ADVICE = (
-    "the gradient of IWAE is right for reparameterised draws only. Use RWS() or NPE(), or "
-    "TraceGraph_ELBO(), which has score functions"
-)
 
 
 class IWAE(ParticleObjective):
@@ -103,7 +98,7 @@ class IWAE(ParticleObjective):
         first_key, rng_key = jax.random.split(rng_key)
         params, keys = dict(param_map), jax.random.split(rng_key, self.num_particles)
         run, first, guide_trace = self.start(first_key, params, model, guide, args, kwargs)
-        check_reparameterised(guide_trace, _ADVICE)
+        check_reparameterised(guide_trace, reparameterised_only("IWAE"))
         plan = plan_particles(guide_trace, run.model_trace(params, first), nested=self.nested)
         shared = {name: first[name] for name in plan.global_sites if name in first}
 

@@ -30,10 +30,7 @@ class ParticleObjective(ELBO):
     """
 
     def __init__(self, num_particles: int, *, least: int = 1) -> None:
-        if not isinstance(num_particles, int) or num_particles < least:
-            raise ValueError(
-                f"num_particles: expected a whole number of at least {least}, got {num_particles!r}"
-            )
+        check_num_particles(num_particles, least=least)
         super().__init__(num_particles=num_particles)
 
     def start(
@@ -108,17 +105,9 @@ def inner(first: Any, second: Any) -> Array:
     return sum(jax.tree.leaves(products), jnp.zeros(()))
 
 
-def check_reparameterised(guide_trace: Trace, advice: str) -> None:
-    """Raise a ValueError if a draw of the guide has no gradient.
-
-    What an `obs_mask` leaves unobserved has the same density in model and guide, and no weight.
-
-    Args:
-        guide_trace: A trace of the guide.
-        advice: Which gradient would be wrong, and what to use.
-    """
-    for name, site in guide_trace.items():
-        if site["type"] != "sample" or name.endswith("_unobserved"):
-            continue
-        if not site["fn"].has_rsample:
-            raise ValueError(f"site '{name}': is not reparameterised, and {advice}")
+def check_num_particles(num_particles: int, *, least: int = 1) -> None:
+    """Raise a ValueError if there are fewer particles than make sense."""
+    if not isinstance(num_particles, int) or num_particles < least:
+        raise ValueError(
+            f"num_particles: expected a whole number of at least {least}, got {num_particles!r}"
+        )

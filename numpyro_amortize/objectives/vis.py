@@ -12,11 +12,11 @@ import numpy as np
 from jax import Array
 
 from amortize_diagnostics import psis
+from numpyro_amortize.objectives.gradients import check_reparameterised
 from numpyro_amortize.objectives.particle_run import (
     LogWeights,
     ParticleObjective,
     Values,
-    check_reparameterised,
     difference,
     inner,
 )

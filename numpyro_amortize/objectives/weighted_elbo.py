@@ -11,8 +11,8 @@ from numpyro_amortize.objectives.elbo_terms import (
     ElboTerms,
     TermwiseELBO,
     check_number,
-    is_unobserved,
 )
+from numpyro_amortize.tracing import is_unobserved
 
 
 class WeightedELBO(TermwiseELBO):

@@ -15,10 +15,9 @@ from torch import Tensor
 from pyro_amortize.objectives.elbo_terms import (
     ParticleSites,
     element_weights,
-    is_unobserved,
     present,
 )
-from pyro_amortize.tracing import base_distribution, free_data, seeded
+from pyro_amortize.tracing import base_distribution, free_data, is_unobserved, seeded
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_amortize.objectives.gradients import check_reparameterised, reparameterised_only
 from pyro_amortize.objectives.objective import Objective
-from pyro_amortize.objectives.particle_run import check_reparameterised
+from pyro_amortize.objectives.particle_run import check_num_particles
 from pyro_amortize.tracing import base_distribution, is_factor, is_masked
 
 _PARTICLES = "num_particles_vectorized"  # the host's plate
@@ -86,11 +87,7 @@ class ParticleSites:
                 raise ValueError(
                     f"site '{name}': is a latent site of the model, and the guide does not draw it"
                 )
-        check_reparameterised(
-            self.guide,
-            f"the gradient of {self.objective} is right for reparameterised draws only. Use RWS() "
-            "or NPE(), or TraceGraph_ELBO(), which has score functions",
-        )
+        check_reparameterised(self.guide, reparameterised_only(self.objective))
 
     def terms(self) -> ElboTerms:
         """The parts of the ELBO."""
@@ -199,11 +196,6 @@ def samples(sites: Sites) -> Iterator[tuple[str, Site]]:
     return ((name, site) for name, site in sites.items() if site["type"] == "sample")
 
 
-def is_unobserved(name: str) -> bool:
-    """Whether a site is what an `obs_mask` leaves unobserved, by the name that the host gives."""
-    return name.endswith("_unobserved")
-
-
 def element_weights(site: Site) -> Tensor:
     """The scale of each plate element of a site, zero where it is masked."""
     weights: Tensor = scale_and_mask(present(site), site["scale"], None)
@@ -215,14 +207,6 @@ def present(site: Site) -> Tensor:
     ones = torch.ones_like(site["log_prob"].detach())
     found: Tensor = scale_and_mask(ones, 1.0, site["mask"])
     return found
-
-
-def check_num_particles(num_particles: int) -> None:
-    """Raise a ValueError if a number of particles is none."""
-    if not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(
-            f"num_particles: expected a whole number of at least 1, got {num_particles!r}"
-        )
 
 
 def is_finite_number(value: object) -> bool:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from pyro_amortize.objectives.gradients import check_reparameterised, reparameterised_only
 from pyro_amortize.objectives.particle_run import (
     ParticleObjective,
-    check_reparameterised,
     difference,
     gradients,
     inner,
@@ -18,11 +18,6 @@ from pyro_amortize.objectives.particle_run import (
 )
 from pyro_amortize.objectives.particles import plan_particles
 from pyro_amortize.tracing import Trace, drawn_rows
-
-_ADVICE = (
-    "the gradient of IWAE is right for reparameterised draws only. Use RWS() or NPE(), or "
-    "TraceGraph_ELBO(), which has score functions"
-)
 
 
 class IWAE(ParticleObjective):
@@ -92,7 +87,7 @@ class IWAE(ParticleObjective):
         """
         run = self.start(model, guide, args, kwargs)
         values, guide_trace = run.guide_values({})
-        check_reparameterised(guide_trace, _ADVICE)
+        check_reparameterised(guide_trace, reparameterised_only("IWAE"))
         is_plain = self.gradient == "plain" or not torch.is_grad_enabled()
         leaves = values if is_plain else leaves_of(values)
         model_trace = run.model_trace(leaves)

@@ -90,9 +90,8 @@ class ParticlePlan:
             if site["type"] == "sample":
                 part = self._log_density(name, site)
                 weighted = (weights * part).sum()
-                present = torch.ones(()) if site["mask"] is None else torch.as_tensor(site["mask"])
-                share = present.to(part.dtype).expand_as(part).sum() / len(part)
-                total = total + weighted / share.clamp(min=1.0)
+                count = scale_and_mask(torch.ones_like(part), 1.0, site["mask"]).sum() / len(part)
+                total = total + weighted / count.clamp(min=1.0)
         return total
 
     def _log_density(self, name: str, site: Mapping[str, Any]) -> Tensor:

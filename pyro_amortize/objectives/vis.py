@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from amortize_diagnostics import psis
+from pyro_amortize.objectives.gradients import check_reparameterised
 from pyro_amortize.objectives.particle_run import (
     ParticleObjective,
-    check_reparameterised,
     difference,
     gradients,
     inner,
@@ -89,8 +89,9 @@ class VIS(ParticleObjective):
             The loss, a scalar.
         """
         run = self.start(model, guide, args, kwargs)
-        values, guide_trace = run.guide_values({})
         is_path = self.guide_gradient == "path"
+        with torch.set_grad_enabled(is_path and torch.is_grad_enabled()):
+            values, guide_trace = run.guide_values({})
         if is_path:
             check_reparameterised(guide_trace, _ADVICE)
         leaves = leaves_of(values)

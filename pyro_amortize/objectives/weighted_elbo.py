@@ -10,8 +10,8 @@ from pyro_amortize.objectives.elbo_terms import (
     ParticleSites,
     TermwiseELBO,
     check_number,
-    is_unobserved,
 )
+from pyro_amortize.tracing import is_unobserved
 
 
 class WeightedELBO(TermwiseELBO):

@@ -7,8 +7,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from tests.bound_runs import loss_without_jit, standard_error, trained
-from tests.contract.test_iwae import evaluate
+from tests.losses import evaluate, loss_without_jit, standard_error, trained
 
 PARAMS = {"mean": np.array([0.3, -0.2, 0.1]), "log_s": np.array(-0.7), "log_t": np.array(0.2)}
 

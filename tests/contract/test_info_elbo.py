@@ -5,9 +5,9 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from tests.bound_runs import loss_without_jit, standard_error
-from tests.contract.test_iwae import MOVED, evaluate
+from tests.contract.test_iwae import MOVED
 from tests.contract.test_weighted_elbo import mean_field
+from tests.losses import evaluate, loss_without_jit, standard_error
 
 X = np.random.default_rng(0).normal(size=(8, 2))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from tests.losses import EXACT, OFF, X, evaluate, of_rows
+from tests.losses import EXACT, OFF, X, evaluate, loss_without_jit, of_rows
 from tests.problems import HierarchicalNormal
 
 EVIDENCE = norm.logpdf(X, 0.0, np.sqrt(2.0))  # of a row of `rows`
@@ -221,11 +221,6 @@ def test_nothing_to_nest(host, written):
 def test_an_element_without_a_particle_is_named(host, written):
     x = host.array(np.array([0.1, 0.2, 0.7]))
     with pytest.raises(ValueError, match="element 2 of plate 'rows': all particles have density"):
-        run_once(host, host.package.IWAE(4), written.narrow_rows, written.guide_of_narrow_rows, x)
-
-
-def run_once(host, objective, model, guide, *args):
-    """One evaluation as a user makes it, not compiled."""
-    if host.name == "pyro":
-        return objective.loss(model, guide, *args)
-    return objective.loss(host.key(0), {}, model, guide, *args)
+        loss_without_jit(
+            host, host.package.IWAE(4), written.narrow_rows, written.guide_of_narrow_rows, x
+        )

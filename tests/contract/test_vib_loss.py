@@ -7,8 +7,7 @@ import pytest
 from scipy.stats import norm
 
 from tests.backends import small_guide
-from tests.bound_runs import loss_without_jit, trained
-from tests.contract.test_iwae import evaluate
+from tests.losses import evaluate, loss_without_jit, trained
 
 START = {"log_m": 0.0, "log_sd": 0.0, "c": 0.1, "a": 0.1}
 START = {name: np.array(value) for name, value in START.items()}

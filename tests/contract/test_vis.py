@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.contract.test_model_parameters import Y
-from tests.losses import EXACT, X, evaluate, of_rows
+from tests.losses import EXACT, X, evaluate, loss_without_jit, of_rows
 
 GRADIENTS = ("score", "path")
 WIDE = {"mean": 0.4, "log_sd": 0.2}
@@ -170,19 +170,10 @@ def test_a_draw_without_a_gradient_is_named(host, written):
 
 def test_an_element_without_a_particle_is_named(host, written):
     x = host.array(np.array([0.1, 0.2, 0.7]))
-    if host.name == "numpyro":
-
-        def run():
-            return host.package.VIS(4).loss(
-                host.key(0), {}, written.narrow_rows, written.guide_of_narrow_rows, x
-            )
-    else:
-
-        def run():
-            return host.package.VIS(4).loss(written.narrow_rows, written.guide_of_narrow_rows, x)
-
     with pytest.raises(ValueError, match="element 2 of plate 'rows': all particles have density"):
-        run()
+        loss_without_jit(
+            host, host.package.VIS(4), written.narrow_rows, written.guide_of_narrow_rows, x
+        )
 
 
 def test_a_subsampled_plate_beside_a_global_latent_is_refused(host, written):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.backends import small_guide
-from tests.contract.test_iwae import MOVED, OFF, X, Y, evaluate, evidence
+from tests.contract.test_iwae import MOVED, Y, evidence
+from tests.losses import OFF, X, evaluate
 
 ROWS = np.array([1.3, -0.4, 0.5, 2.0])
 SD = np.exp(OFF["log_sd"])

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import norm
 
 from amortize_diagnostics import expected_gap
-from tests.bound_runs import trained
 from tests.catalogue import GAUSSIAN
+from tests.losses import trained
 from tests.problems import PROBLEMS
 from tests.statistical.test_expected_gap import (
     assert_bound_reaches_the_exact_posterior,
