@@ -34,6 +34,11 @@ def gradient_clipping(objectives: Sequence[Any]) -> optax.GradientTransformation
     return _clip_by_running_norm()
 
 
+def global_norm(gradients: Any) -> Array:
+    """Euclidean norm of all gradients together."""
+    return jnp.sqrt(sum(jnp.sum(each**2) for each in jax.tree.leaves(gradients)))
+
+
 def _clip_by_running_norm() -> optax.GradientTransformation:
     """Clips to a multiple of the running mean of the global norm, itself of clipped gradients."""
 
@@ -44,7 +49,7 @@ def _clip_by_running_norm() -> optax.GradientTransformation:
     def update(gradients: Any, state: State, params: Any = None) -> tuple[Any, State]:
         del params
         total, weight = state
-        norm = jnp.sqrt(sum(jnp.sum(each**2) for each in jax.tree.leaves(gradients)))
+        norm = global_norm(gradients)
         running = jnp.where(weight > 0, total / jnp.maximum(weight, 1e-9), jnp.inf)
         limit = jnp.maximum(_FACTOR * running, _NORM)
         share = jnp.minimum(1.0, limit / jnp.maximum(norm, _NORM))

@@ -86,7 +86,8 @@ def fit(
             objective's gradient would be wrong at a discrete site, if `padding="always"` is
             asked for and the model's densities change with it, or if arguments come from two
             places.
-        FloatingPointError: If the loss is not finite, naming the step and the sites.
+        FloatingPointError: If the loss or its gradient is not finite, naming the step and the
+            sites.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,16 +154,16 @@ def fit(
             for plate, size in call.sizes.items():
                 seen[plate].add(size)
             before = state
-            state, own_losses, count = step.advance(state, own_keys, call)
-            if not np.all(np.isfinite(own_losses)):
-                raise FloatingPointError(step.explain(before, own_keys, call, first))
-            losses.append(own_losses)
-            num_nonfinite += count
+            state, results = step.advance(state, own_keys, call)
+            if results.first_bad is not None:
+                raise FloatingPointError(step.explain(before, own_keys, call, first, results))
+            losses.append(results.losses)
+            num_nonfinite += int(results.num_nonfinite.sum())
             done = first + len(own_keys)
             if done == num_steps or done // report_every > first // report_every:
                 value = step.held_out_loss(state, held_out_keys, first_call)
                 held_out.append((done, value))
-                text = f"loss {own_losses[-1]:.3f}, held-out {value:.3f}"
+                text = f"loss {results.losses[-1]:.3f}, held-out {value:.3f}"
                 if per_step:
                     now = time.perf_counter()
                     rate = per_step * (done - last_done) / (now - last_time)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax import Array
 from numpyro.infer.elbo import ELBO
@@ -57,7 +56,7 @@ def refine(
     Raises:
         ValueError: If the objective simulates, its gradient would be wrong at a discrete site, or
             data do not fit the model.
-        FloatingPointError: If the loss is not finite.
+        FloatingPointError: If the loss or its gradient is not finite.
 
     Example:
         >>> import jax.numpy as jnp
@@ -109,12 +108,13 @@ def refine(
     )
     keys = jax.random.split(jax.random.key(0) if rng_key is None else rng_key, num_steps)
     call = CallPadding(guide.model, guide.structure, guide.sizes, ()).pad((args, kwargs))
-    state, losses, _ = step.advance(step.initial, keys, call)
-    if not np.all(np.isfinite(losses)):
-        first = int(np.argmin(np.isfinite(losses)))
+    state, results = step.advance(step.initial, keys, call)
+    if results.first_bad is not None:
+        bad = results.first_bad
         raise FloatingPointError(
-            f"step {first + 1}: the loss is {losses[first]} at these data. Look for data that the "
-            "model cannot produce; a lower learning_rate helps if the networks diverge"
+            f"step {bad + 1}: the loss is {results.losses[bad]} and the norm of its gradient "
+            f"{results.gradient_norms[bad]} at these data. Look for data that the model cannot "
+            "produce; a lower learning_rate helps if the networks diverge"
         )
     refined = AmortizedPosterior(
         amortized.model, guide, params=step.params(state), history=amortized.history

@@ -1,8 +1,9 @@
-"""One compiled optimiser step, many at a time, and what went wrong when a loss is not finite."""
+"""One compiled optimiser step, many at a time, and what went wrong when one is not finite."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,7 +16,7 @@ from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer.elbo import ELBO
 
-from numpyro_amortize.clipping import gradient_clipping
+from numpyro_amortize.clipping import global_norm, gradient_clipping
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.guides.weights import STANDARDISATION
 from numpyro_amortize.handlers import fill_missing
@@ -38,6 +39,20 @@ class _Part(NamedTuple):
     model: Callable[..., Any]
     guide: Callable[..., Any]
     key: Array
+
+
+class StepResults(NamedTuple):
+    """What each step found: its loss, the norm of its gradient, the simulations left out."""
+
+    losses: np.ndarray
+    gradient_norms: np.ndarray
+    num_nonfinite: np.ndarray
+
+    @property
+    def first_bad(self) -> int | None:
+        """The first step whose loss or gradient is not finite."""
+        is_bad = ~(np.isfinite(self.losses) & np.isfinite(self.gradient_norms))
+        return int(np.argmax(is_bad)) if is_bad.any() else None
 
 
 class TrainingStep:
@@ -104,12 +119,10 @@ class TrainingStep:
         """Constrained parameters under the host's names."""
         return self._constrain(state[0])
 
-    def advance(
-        self, state: State, keys: Array, padded: PaddedCall
-    ) -> tuple[State, np.ndarray, int]:
-        """As many steps as there are keys; their losses, and the simulations left out."""
-        state, (losses, counts) = self._advance(state, keys, padded.call, padded.true_sizes)
-        return state, np.asarray(losses), int(np.sum(counts))
+    def advance(self, state: State, keys: Array, padded: PaddedCall) -> tuple[State, StepResults]:
+        """As many steps as there are keys; where one is not finite, those after it mean nothing."""
+        state, found = self._advance(state, keys, padded.call, padded.true_sizes)
+        return state, StepResults(*(np.asarray(each) for each in found))
 
     def held_out_loss(self, state: State, keys: Array, padded: PaddedCall) -> float:
         """Mean loss over fixed keys, on simulations that training does not see."""
@@ -123,31 +136,38 @@ class TrainingStep:
                 given = part.key, self.params(state), part.model, part.guide
                 part.objective.warn_of_tails(*given, *args, **kwargs)
 
-    def explain(self, state: State, keys: Array, padded: PaddedCall, first_step: int) -> str:
-        """Repeat steps until the loss is not finite; name that step and the sites."""
-        offset, key = 0, keys[0]
-        while True:
-            after, losses, _ = self.advance(state, key[None], padded)
-            if not np.all(np.isfinite(losses)) or offset + 1 == len(keys):
-                break
-            state, offset = after, offset + 1
-            key = keys[offset]
-        args, kwargs = padded.call
-        params = self.params(state)
-        bad: dict[str, None] = {}
-        for part in self._at_sizes(key, padded.true_sizes):
-            if isinstance(part.objective, NPE):
-                terms = part.objective.site_losses(
-                    part.key, params, part.model, part.guide, *args, **kwargs
-                )
-            else:
-                terms = _site_densities(part.model, part.guide, params, part.key, padded.call)
-            bad |= {name: None for name, term in terms.items() if not np.isfinite(term).all()}
-        return (
-            f"step {first_step + offset + 1}: the loss is not finite, at sites {list(bad)}. Look "
-            "for draws or data at the edge of a support and for simulations that overflow; a lower "
-            "learning_rate helps if the networks diverge"
-        )
+    def explain(
+        self, state: State, keys: Array, padded: PaddedCall, first_step: int, results: StepResults
+    ) -> str:
+        """Repeat the steps up to the first bad one, and that site by site; name it and them."""
+        bad_step = results.first_bad or 0
+        if bad_step:
+            state, _ = self.advance(state, keys[:bad_step], padded)
+        bad_losses: dict[str, None] = {}
+        bad_gradients: dict[str, None] = {}
+        for part in self._at_sizes(keys[bad_step], padded.true_sizes):
+            terms_of = partial(self._site_terms, part=part, call=padded.call)
+            terms = terms_of(state[0])
+            for name, term in terms.items():
+                if not np.isfinite(term):
+                    bad_losses[name] = None
+            if bad_losses:
+                continue
+            for name in terms:  # one at a time: in a Jacobian, NaN spreads to other sites
+                gradient = jax.grad(lambda free, name=name, of=terms_of: of(free)[name])(state[0])
+                if not all(np.isfinite(each).all() for each in jax.tree.leaves(gradient)):
+                    bad_gradients[name] = None
+        return not_finite_message(first_step + bad_step + 1, list(bad_losses), list(bad_gradients))
+
+    def _site_terms(self, free: dict[str, Any], part: _Part, call: Call) -> dict[str, Array]:
+        """The terms of one objective's loss by site."""
+        args, kwargs = call
+        given = part.key, self._constrain(free), part.model, part.guide
+        if isinstance(part.objective, NPE):
+            terms = part.objective.site_losses(*given, *args, **kwargs)
+        else:
+            terms = _site_densities(*given, call)
+        return {name: jnp.sum(term) for name, term in terms.items()}
 
     def _at_sizes(self, key: Array, true_sizes: Mapping[str, Array]) -> list[_Part]:
         """The parts for a call that is padded from these sizes of plates."""
@@ -187,13 +207,14 @@ class TrainingStep:
 
     def _scan(
         self, state: State, keys: Array, call: Call, true_sizes: Mapping[str, Array]
-    ) -> tuple[State, tuple[Array, Array]]:
-        def one(state: State, key: Array) -> tuple[State, tuple[Array, Array]]:
+    ) -> tuple[State, tuple[Array, Array, Array]]:
+        def one(state: State, key: Array) -> tuple[State, tuple[Array, Array, Array]]:
             free, optimizer_state = state
             differentiate = jax.value_and_grad(self._loss, has_aux=True)
             (loss, count), gradient = differentiate(free, key, call, true_sizes)
             updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, free)
-            return (optax.apply_updates(free, updates), optimizer_state), (loss, count)
+            found = loss, global_norm(gradient), count
+            return (optax.apply_updates(free, updates), optimizer_state), found
 
         return jax.lax.scan(one, state, keys)
 
@@ -227,11 +248,27 @@ def _model_params(
     }
 
 
+def not_finite_message(step: int, bad_losses: list[str], bad_gradients: list[str]) -> str:
+    """Names the step and the sites where the loss or, if none, where its gradient is not finite."""
+    if bad_losses:
+        return (
+            f"step {step}: the loss is not finite, at sites {bad_losses}. Look for draws or data "
+            "at the edge of a support and for simulations that overflow; a lower learning_rate "
+            "helps if the networks diverge"
+        )
+    where = f", at sites {bad_gradients}" if bad_gradients else ""
+    return (
+        f"step {step}: the gradient of the loss is not finite{where}. Look for roots, norms and "
+        "quotients at zero and for values that a `where` leaves out; a lower learning_rate helps "
+        "if the networks diverge"
+    )
+
+
 def _site_densities(
+    key: Array,
+    params: Mapping[str, Any],
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    params: Mapping[str, Any],
-    key: Array,
     call: Call,
 ) -> dict[str, Array]:
     """Log densities of one guide draw by site, for the error message."""

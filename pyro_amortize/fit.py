@@ -71,7 +71,8 @@ def fit(
         ValueError: If simulations are not finite and NPE is not told to drop them, if the
             objective's gradient would be wrong at a discrete site, or if arguments come from
             two places.
-        FloatingPointError: If the loss is not finite, naming the step and the sites.
+        FloatingPointError: If the loss or its gradient is not finite, naming the step and the
+            sites.
 
     Example:
         >>> import pyro
@@ -123,15 +124,15 @@ def fit(
             call = draw_call() if draw_call else calls[0]
             if _shapes(call) not in seen:
                 seen[_shapes(call)] = plate_sizes(model, *call)
-            loss, count = step.advance(call)
-            if not np.isfinite(loss):
+            result = step.advance(call)
+            if not result.is_finite:
                 raise FloatingPointError(step.explain(call, done))
-            losses.append(loss)
-            num_nonfinite += count
+            losses.append(result.loss)
+            num_nonfinite += result.num_nonfinite
             if done == num_steps or done % report_every == 0:
                 value = step.held_out_loss(_HELD_OUT_SEEDS, calls[0])
                 held_out.append((done, value))
-                text = f"loss {loss:.3f}, held-out {value:.3f}"
+                text = f"loss {result.loss:.3f}, held-out {value:.3f}"
                 if per_step:
                     now = time.perf_counter()
                     rate = per_step * (done - last_done) / (now - last_time)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -54,7 +53,7 @@ def refine(
         ValueError: If the objective simulates, its gradient would be wrong at a discrete site, or
             data do not fit the model.
         TypeError: If its loss cannot be averaged over several data sets.
-        FloatingPointError: If the loss is not finite.
+        FloatingPointError: If the loss or its gradient is not finite.
 
     Example:
         >>> import pyro
@@ -104,11 +103,12 @@ def refine(
             num_steps=num_steps,
         )
         for done in range(1, num_steps + 1):
-            value, _ = step.advance((args, kwargs))
-            if not math.isfinite(value):
+            result = step.advance((args, kwargs))
+            if not result.is_finite:
                 raise FloatingPointError(
-                    f"step {done}: the loss is {value} at these data. Look for data that the "
-                    "model cannot produce; a lower learning_rate helps if the networks diverge"
+                    f"step {done}: the loss is {result.loss} and the norm of its gradient "
+                    f"{result.gradient_norm} at these data. Look for data that the model cannot "
+                    "produce; a lower learning_rate helps if the networks diverge"
                 )
     return answer
 

@@ -1,10 +1,10 @@
-"""One optimiser step, and what went wrong when a loss is not finite."""
+"""One optimiser step, and what went wrong when its loss or gradient is not finite."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -20,6 +20,19 @@ from pyro_amortize.objectives.over_data_sets import OverDataSets
 from pyro_amortize.tracing import is_rows, log_densities, seeded
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+
+
+class StepResult(NamedTuple):
+    """What one step found: its loss, the norm of its gradient, the simulations left out."""
+
+    loss: float
+    gradient_norm: float
+    num_nonfinite: int
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether a step was made."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
 class TrainingStep:
@@ -67,17 +80,17 @@ class TrainingStep:
             self._optimizer = optimizer(self._parameters)
         self._random_state = torch.get_rng_state()
 
-    def advance(self, call: Call) -> tuple[float, int]:
-        """One step; its loss, and the simulations left out. No step if it is not finite."""
+    def advance(self, call: Call) -> StepResult:
+        """One step, which leaves the parameters alone if its loss or gradient is not finite."""
         self._random_state = torch.get_rng_state()
         self._optimizer.zero_grad()
         value, count = self._add_gradients(call)
-        if math.isfinite(value):
-            self._clip(self._parameters)
+        result = StepResult(value, self._clip(self._parameters), count)
+        if result.is_finite:
             self._optimizer.step()
             if self._schedule is not None:
                 self._schedule.step()
-        return value, count
+        return result
 
     def held_out_loss(self, seeds: Iterable[int], call: Call) -> float:
         """Mean loss over fixed seeds, on simulations that training does not see."""
@@ -103,19 +116,28 @@ class TrainingStep:
         """Repeat the last step's loss site by site; name the step and the sites."""
         torch.set_rng_state(self._random_state)
         args, kwargs = call
-        bad: dict[str, None] = {}
+        bad_losses: dict[str, None] = {}
+        bad_gradients: dict[str, None] = {}
         for part, _, model in self._parts:
-            with torch.no_grad():
-                if isinstance(part, NPE):
-                    terms = part.site_losses(model, self.guide, *args, **kwargs)
-                else:
-                    terms = _site_densities(model, self.guide, call)
-            bad |= {name: None for name, term in terms.items() if not term.isfinite().all()}
-        return (
-            f"step {step}: the loss is not finite, at sites {list(bad)}. Look for draws or data at "
-            "the edge of a support and for simulations that overflow; a lower learning_rate helps "
-            "if the networks diverge"
+            if isinstance(part, NPE):
+                terms = part.site_losses(model, self.guide, *args, **kwargs)
+            else:
+                terms = _site_densities(model, self.guide, call)
+            bad_losses |= {name: None for name, term in terms.items() if not _is_finite(term)}
+            if bad_losses:
+                continue
+            bad_gradients |= {
+                name: None for name, term in terms.items() if not self._has_finite_gradient(term)
+            }
+        return not_finite_message(step, list(bad_losses), list(bad_gradients))
+
+    def _has_finite_gradient(self, term: Tensor) -> bool:
+        if not term.requires_grad:
+            return True
+        gradients = torch.autograd.grad(
+            term.sum(), self._parameters, retain_graph=True, allow_unused=True
         )
+        return all(_is_finite(each) for each in gradients if each is not None)
 
     def _add_gradients(self, call: Call) -> tuple[float, int]:
         """The loss, its gradients added to those of the parameters if it is finite."""
@@ -147,6 +169,26 @@ class TrainingStep:
             if free.requires_grad:
                 found[id(free)] = free
         return list(found.values())
+
+
+def not_finite_message(step: int, bad_losses: list[str], bad_gradients: list[str]) -> str:
+    """Names the step and the sites where the loss or, if none, where its gradient is not finite."""
+    if bad_losses:
+        return (
+            f"step {step}: the loss is not finite, at sites {bad_losses}. Look for draws or data "
+            "at the edge of a support and for simulations that overflow; a lower learning_rate "
+            "helps if the networks diverge"
+        )
+    where = f", at sites {bad_gradients}" if bad_gradients else ""
+    return (
+        f"step {step}: the gradient of the loss is not finite{where}. Look for roots, norms and "
+        "quotients at zero and for values that a `where` leaves out; a lower learning_rate helps "
+        "if the networks diverge"
+    )
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite().all())
 
 
 def _site_densities(

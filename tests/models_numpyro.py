@@ -36,6 +36,14 @@ def conjugate_normal(x=None):
         numpyro.sample("x", dist.Normal(z, _CONJUGATE.noise), obs=x)
 
 
+def root_at_zero(x=None):
+    """The conjugate model, with a term that is zero and has no gradient."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", _CONJUGATE.num_rows, dim=-1):
+        loc = z + jnp.sqrt((z - z) ** 2)
+        numpyro.sample("x", dist.Normal(loc, _CONJUGATE.noise), obs=x)
+
+
 def conjugate_normal_many(x=None, num_datasets=2):
     with numpyro.plate("datasets", num_datasets, dim=-2):
         z = numpyro.sample("z", dist.Normal(0.0, 1.0))

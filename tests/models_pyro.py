@@ -36,6 +36,14 @@ def conjugate_normal(x=None):
         pyro.sample("x", dist.Normal(z, _CONJUGATE.noise), obs=x)
 
 
+def root_at_zero(x=None):
+    """The conjugate model, with a term that is zero and has no gradient."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", _CONJUGATE.num_rows, dim=-1):
+        loc = z + torch.sqrt((z - z) ** 2)
+        pyro.sample("x", dist.Normal(loc, _CONJUGATE.noise), obs=x)
+
+
 def conjugate_normal_many(x=None, num_datasets=2):
     with pyro.plate("datasets", num_datasets, dim=-2):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

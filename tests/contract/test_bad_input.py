@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tests.backends import num_distinct
+from tests.problems import PROBLEMS
 
 
 def refusal(host, name, *args, observed="y", **options):
@@ -383,11 +384,50 @@ def test_guide_of_many_data_sets_is_no_guide_of_the_host(host, amortized):
         _ = many.guide
 
 
-def test_loss_that_is_not_finite_names_the_step_and_the_site(host):
+def test_training_that_diverges_stops(host):
     model = host.models.hierarchical_normal
     guide = host.guide(model, observed="y")
-    with pytest.raises(FloatingPointError, match=r"step \d+: the loss is not finite, at sites"):
+    message = r"step \d+: the (gradient of the )?loss is not finite.*a lower learning_rate helps"
+    with pytest.raises(FloatingPointError, match=message):
         host.fit(model, guide, host.package.NPE(16), num_steps=60, learning_rate=1e12)
+
+
+ROWS = PROBLEMS["conjugate_normal"].num_rows
+BOUNDS = {
+    "ELBO": lambda host: host.infer.Trace_ELBO(),
+    "IWAE": lambda host: host.package.IWAE(2),
+}
+
+
+def test_loss_that_is_not_finite_names_the_step_and_the_site(host):
+    """Densities overflow at such data."""
+    model, data = host.models.conjugate_normal, {"x": host.array(np.full(ROWS, 1e25))}
+    guide = host.guide(model, observed="x")
+    message = r"step 1: the loss is not finite, at sites \['x'\]"
+    with pytest.raises(FloatingPointError, match=message):
+        host.fit(model, guide, BOUNDS["ELBO"](host), kwargs=data, num_steps=20)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_gradient_that_is_not_finite_names_the_step_and_the_site(host, name):
+    """The loss is finite: without a look at the gradient every parameter would become NaN."""
+    model, data = host.models.root_at_zero, {"x": host.array(np.zeros(ROWS))}
+    guide = host.guide(model, observed="x")
+    message = r"step 1: the gradient of the loss is not finite, at sites \['x'\]"
+    with pytest.raises(FloatingPointError, match=message):
+        host.fit(model, guide, BOUNDS[name](host), kwargs=data, num_steps=20)
+
+
+def test_refining_stops_at_a_gradient_that_is_not_finite(host):
+    model, data = host.models.root_at_zero, {"x": host.array(np.zeros(ROWS))}
+    guide = host.guide(model, observed="x")
+    amortized = host.fit(model, guide, host.package.NPE(8), num_steps=2)
+    before = host.sample(amortized.at(**data), 3)["z"]
+    with pytest.raises(
+        FloatingPointError, match="step 1: the loss is .* and the norm of its gradient"
+    ):
+        host.package.refine(amortized, BOUNDS["IWAE"](host), kwargs=data, num_steps=3)
+    np.testing.assert_array_equal(host.sample(amortized.at(**data), 3)["z"], before)
 
 
 def test_saving_before_any_call(host, tmp_path):
