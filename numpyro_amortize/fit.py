@@ -15,6 +15,7 @@ from numpyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from numpyro_amortize.arguments import drawn_call
+from numpyro_amortize.early_stopping import early_stopping
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.measure import Call
@@ -44,6 +45,7 @@ def fit(
     num_steps: int = 3000,
     learning_rate: float = 1e-3,
     optimizer: optax.GradientTransformation | None = None,
+    patience: int | None = None,
     progress_bar: bool = True,
     rng_key: Array | None = None,
     params: Mapping[str, Any] | None = None,
@@ -70,6 +72,9 @@ def fit(
         learning_rate: Initial rate of the default optimiser.
         optimizer: An optax optimiser in place of the default one; gradients are still clipped
             and the standardisation is left out of it.
+        patience: For `NPE` on a fixed bank of simulations: stop after so many steps without a
+            better loss on those that are held out, and keep the best parameters. The loss is
+            measured at least five times in that many steps.
         progress_bar: Whether to show a bar with the loss and simulations per second.
         rng_key: Key of everything random; `jax.random.key(0)` if None.
         params: Parameters to start from, such as those of an earlier `fit`.
@@ -84,8 +89,8 @@ def fit(
     Raises:
         ValueError: If simulations are not finite and NPE is not told to drop them, if the
             objective's gradient would be wrong at a discrete site, if `padding="always"` is
-            asked for and the model's densities change with it, or if arguments come from two
-            places.
+            asked for and the model's densities change with it, if arguments come from two
+            places, or if `patience` is given without a bank.
         FloatingPointError: If the loss or its gradient is not finite, naming the step and the
             sites.
 
@@ -105,6 +110,7 @@ def fit(
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     if padding not in ("auto", "always", "never"):
         raise ValueError(f"padding: expected 'auto', 'always' or 'never', got {padding!r}")
+    stopping = early_stopping(patience, objective)
     start = time.perf_counter()
     key = jax.random.key(0) if rng_key is None else rng_key
     key, held_out_key, argument_key = jax.random.split(key, 3)
@@ -137,8 +143,10 @@ def fit(
     state = step.initial
 
     keys = jax.random.split(key, num_steps)
-    chunk = 1 if draw_call else max(num_steps // _NUM_REPORTS, 1)
     report_every = max(num_steps // _NUM_REPORTS, 1)
+    if stopping:
+        report_every = min(report_every, stopping.every)
+    chunk = 1 if draw_call else report_every
     held_out_keys = jax.random.split(held_out_key, _HELD_OUT_KEYS)
     per_step = npe.num_simulations if npe else 0
     losses, num_nonfinite, held_out = [], 0, []
@@ -161,7 +169,11 @@ def fit(
             num_nonfinite += int(results.num_nonfinite.sum())
             done = first + len(own_keys)
             if done == num_steps or done // report_every > first // report_every:
-                value = step.held_out_loss(state, held_out_keys, first_call)
+                if stopping:
+                    value = step.bank_loss(state, held_out_key, first_call)
+                    stopping.see(done, value, state)
+                else:
+                    value = step.held_out_loss(state, held_out_keys, first_call)
                 held_out.append((done, value))
                 text = f"loss {results.losses[-1]:.3f}, held-out {value:.3f}"
                 if per_step:
@@ -171,15 +183,20 @@ def fit(
                     last_done, last_time = done, now
                 bar.set_postfix_str(text, refresh=False)
             bar.update(len(own_keys))
+            if stopping and stopping.is_over:
+                break
+    if stopping:
+        state = stopping.best_state
     step.warn(state, held_out_key, first_call)
     history = TrainingHistory(
         losses=np.concatenate(losses),
         held_out_steps=np.array([done for done, _ in held_out]),
         held_out_losses=np.array([value for _, value in held_out]),
-        num_simulations=per_step * num_steps,
+        num_simulations=per_step * done,
         num_nonfinite=num_nonfinite,
         seconds=time.perf_counter() - start,
         plate_sizes={plate: (min(sizes), max(sizes)) for plate, sizes in seen.items()},
+        best_step=stopping.best_step if stopping else None,
     )
     return AmortizedPosterior(model, guide, params=step.params(state), history=history)
 

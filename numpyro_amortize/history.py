@@ -20,6 +20,7 @@ class TrainingHistory:
         num_nonfinite: Simulations among them that were not finite and were left out.
         seconds: Wall time, compilation included.
         plate_sizes: Smallest and largest size of every plate seen in training.
+        best_step: With early stopping the step whose parameters were kept, else None.
     """
 
     losses: np.ndarray
@@ -29,12 +30,15 @@ class TrainingHistory:
     num_nonfinite: int = 0
     seconds: float = 0.0
     plate_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    best_step: int | None = None
 
     def __str__(self) -> str:
         text = (
             f"{len(self.losses)} steps in {self.seconds:.1f} s, held-out loss "
             f"{self.held_out_losses[0]:.3f} -> {self.held_out_losses[-1]:.3f} nats"
         )
+        if self.best_step is not None:
+            text += f", {self.held_out_losses.min():.3f} at step {self.best_step}, which is kept"
         if self.num_nonfinite:
             text += (
                 f"; {self.num_nonfinite} of {self.num_simulations} simulations were not finite "
@@ -52,6 +56,7 @@ class TrainingHistory:
             "num_nonfinite": self.num_nonfinite,
             "seconds": self.seconds,
             "plate_sizes": {name: list(sizes) for name, sizes in self.plate_sizes.items()},
+            "best_step": self.best_step,
         }
 
     @classmethod
@@ -65,4 +70,5 @@ class TrainingHistory:
             num_nonfinite=state["num_nonfinite"],
             seconds=state["seconds"],
             plate_sizes={name: tuple(sizes) for name, sizes in state["plate_sizes"].items()},
+            best_step=state.get("best_step"),
         )

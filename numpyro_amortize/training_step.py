@@ -114,6 +114,7 @@ class TrainingStep:
         self.initial: State = (free, self.optimizer.init(free))
         self._advance = eqx.filter_jit(self._scan)
         self._held_out = eqx.filter_jit(self._mean_held_out)
+        self._of_bank = eqx.filter_jit(self._mean_of_bank)
 
     def params(self, state: State) -> dict[str, Any]:
         """Constrained parameters under the host's names."""
@@ -127,6 +128,10 @@ class TrainingStep:
     def held_out_loss(self, state: State, keys: Array, padded: PaddedCall) -> float:
         """Mean loss over fixed keys, on simulations that training does not see."""
         return float(self._held_out(state, keys, padded.call, padded.true_sizes))
+
+    def bank_loss(self, state: State, key: Array, padded: PaddedCall) -> float:
+        """The loss of NPE on all simulations held out of its bank."""
+        return float(self._of_bank(state, key, padded.call, padded.true_sizes))
 
     def warn(self, state: State, key: Array, padded: PaddedCall) -> None:
         """Say what a user of the trained guide should know."""
@@ -234,6 +239,14 @@ class TrainingStep:
             return total
 
         return jnp.mean(jax.vmap(one)(keys))
+
+    def _mean_of_bank(
+        self, state: State, key: Array, call: Call, true_sizes: Mapping[str, Array]
+    ) -> Array:
+        args, kwargs = call
+        (part,) = self._at_sizes(key, true_sizes)
+        given = part.key, self._constrain(state[0]), part.model, part.guide
+        return part.objective.bank_loss(*given, *args, **kwargs)
 
 
 def _model_params(

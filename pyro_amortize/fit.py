@@ -11,6 +11,7 @@ from pyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from pyro_amortize.arguments import drawn_call
+from pyro_amortize.early_stopping import early_stopping
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.measure import Call
@@ -40,6 +41,7 @@ def fit(
     num_steps: int = 3000,
     learning_rate: float = 1e-3,
     optimizer: MakeOptimizer | None = None,
+    patience: int | None = None,
     progress_bar: bool = True,
 ) -> AmortizedPosterior:
     """Train a guide and return the posterior for every data set.
@@ -62,6 +64,9 @@ def fit(
         learning_rate: Initial rate of the default optimiser.
         optimizer: Makes a torch optimiser from parameters, in place of the default one, such as
             `partial(torch.optim.AdamW, lr=1e-3)`; gradients are still clipped.
+        patience: For `NPE` on a fixed bank of simulations: stop after so many steps without a
+            better loss on those that are held out, and keep the best parameters. The loss is
+            measured at least five times in that many steps.
         progress_bar: Whether to show a bar with the loss and simulations per second.
 
     Returns:
@@ -69,8 +74,8 @@ def fit(
 
     Raises:
         ValueError: If simulations are not finite and NPE is not told to drop them, if the
-            objective's gradient would be wrong at a discrete site, or if arguments come from
-            two places.
+            objective's gradient would be wrong at a discrete site, if arguments come from two
+            places, or if `patience` is given without a bank.
         FloatingPointError: If the loss or its gradient is not finite, naming the step and the
             sites.
 
@@ -88,6 +93,7 @@ def fit(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
+    stopping = early_stopping(patience, objective)
     start = time.perf_counter()
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]
     npe = simulating_part(objective)
@@ -115,6 +121,8 @@ def fit(
     )
 
     report_every = max(num_steps // _NUM_REPORTS, 1)
+    if stopping:
+        report_every = min(report_every, stopping.every)
     per_step = npe.num_simulations if npe else 0
     losses, num_nonfinite, held_out = [], 0, []
     seen: dict[tuple[Any, ...], dict[str, int]] = {}
@@ -130,7 +138,11 @@ def fit(
             losses.append(result.loss)
             num_nonfinite += result.num_nonfinite
             if done == num_steps or done % report_every == 0:
-                value = step.held_out_loss(_HELD_OUT_SEEDS, calls[0])
+                if stopping:
+                    value = step.bank_loss(calls[0])
+                    stopping.see(done, value, step.state())
+                else:
+                    value = step.held_out_loss(_HELD_OUT_SEEDS, calls[0])
                 held_out.append((done, value))
                 text = f"loss {result.loss:.3f}, held-out {value:.3f}"
                 if per_step:
@@ -140,12 +152,16 @@ def fit(
                     last_done, last_time = done, now
                 bar.set_postfix_str(text, refresh=False)
             bar.update()
+            if stopping and stopping.is_over:
+                break
+    if stopping:
+        step.restore(stopping.best_state)
     step.warn(calls[0])
     history = TrainingHistory(
         losses=np.array(losses),
         held_out_steps=np.array([done for done, _ in held_out]),
         held_out_losses=np.array([value for _, value in held_out]),
-        num_simulations=per_step * num_steps,
+        num_simulations=per_step * done,
         num_nonfinite=num_nonfinite,
         seconds=time.perf_counter() - start,
         plate_sizes={
@@ -155,6 +171,7 @@ def fit(
             )
             for plate in guide.structure.plates
         },
+        best_step=stopping.best_step if stopping else None,
     )
     return AmortizedPosterior(model, guide, history=history)
 

@@ -105,6 +105,23 @@ class TrainingStep:
             values.append(sum(losses))
         return sum(values) / len(values)
 
+    def bank_loss(self, call: Call) -> float:
+        """The loss of NPE on all simulations held out of its bank, the same at every call."""
+        args, kwargs = call
+        objective, _, model = self._parts[0]
+        with seeded(0):
+            return float(objective.bank_loss(model, self.guide, *args, **kwargs))
+
+    def state(self) -> list[Tensor]:
+        """Copies of the parameters, for `restore`."""
+        return [value.detach().clone() for value in self._parameters]
+
+    @torch.no_grad()
+    def restore(self, state: Iterable[Tensor]) -> None:
+        """Put the parameters back to what they were."""
+        for value, kept in zip(self._parameters, state, strict=True):
+            value.copy_(kept)
+
     def warn(self, call: Call) -> None:
         """Say what a user of the trained guide should know."""
         args, kwargs = call

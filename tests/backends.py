@@ -158,6 +158,10 @@ class NumPyroHost:
 
         return numpy_tree(self._jax.jit(score)(self.arrays(latents), self.arrays(observations)))
 
+    def bank_loss(self, objective, model, amortized):
+        """The loss on all simulations held out of the objective's bank."""
+        return float(objective.bank_loss(self.key(0), amortized.params, model, amortized.guide))
+
     def sample(self, posterior, num, seed=0):
         return numpy_tree(posterior.sample(num, rng_key=self.key(seed)))
 
@@ -371,6 +375,10 @@ class PyroHost:
             args, {}, self.arrays(latents), self.arrays(observations), batch_dims=batch_dims
         )
         return numpy_tree(found)
+
+    def bank_loss(self, objective, model, amortized):
+        """The loss on all simulations held out of the objective's bank."""
+        return float(objective.bank_loss(model, amortized.guide))
 
     def sample(self, posterior, num, seed=0):
         self.seed(seed)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO
@@ -16,14 +15,13 @@ from numpyro.infer.elbo import ELBO
 from numpyro_amortize.arguments import bound_arguments, drawn_call
 from numpyro_amortize.layout import pack
 from numpyro_amortize.missing import hide, is_present, mark_missing
+from numpyro_amortize.objectives.bank import check_constants, draw_rows, held_out_rows
 from numpyro_amortize.obs_mask import JoinedModel
 from numpyro_amortize.pooling import existing
 from numpyro_amortize.simulate import Simulations, finite_rows, simulate_rows
 from numpyro_amortize.standardisation import Moments
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import keep_fixed, subsample_sizes
-
-_HELD_OUT_FRACTION = 0.1
 
 
 class ScoresLatents(Protocol):
@@ -69,8 +67,8 @@ class NPE(ELBO):
         num_simulations: Simulations per step.
         model_args: Draws the model's arguments for each step, `model_args(rng_key)`: a tuple of
             positional or a dict of keyword arguments. It must derive everything from the key.
-        simulations: A fixed bank of simulations, used in place of fresh ones; a tenth of it
-            is held out.
+        simulations: A fixed bank of simulations, used in place of fresh ones; every tenth
+            row is held out.
         nonfinite: `"raise"` stops when a simulation is not finite; `"drop"` leaves it out of
             the loss and counts it, which keeps the posterior of finite data right. Draws that
             rounding puts on the boundary of a support are always left out.
@@ -187,10 +185,53 @@ class NPE(ELBO):
         **kwargs: Any,
     ) -> Array:
         """The loss on simulations that training does not see: fresh, or held out of the bank."""
-        call = args, kwargs
-        return _total(
-            self._site_losses(rng_key, param_map, model, guide, call, is_held_out=True)[0]
-        )
+        call, rows = (args, kwargs), None
+        if self.simulations is not None:
+            num_rows, own_key = self.num_simulations, jax.random.fold_in(rng_key, 0)
+            rows = draw_rows(len(self.simulations), num_rows, own_key, is_held_out=True)
+        return _total(self._site_losses(rng_key, param_map, model, guide, call, rows)[0])
+
+    def bank_loss(
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, Any],
+        model: Callable[..., Any],
+        guide: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Array:
+        """The loss on all simulations that are held out of the bank.
+
+        Args:
+            rng_key: Key of the values that `missing` hides.
+            param_map: Parameters by name, constrained.
+            model: The user's model.
+            guide: The guide.
+            *args: The model's positional arguments; data among them are not used.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            The loss.
+
+        Raises:
+            ValueError: If there is no bank.
+        """
+        if self.simulations is None:
+            raise ValueError("simulations: there is no bank, of which a part would be held out")
+        call, held_out = (args, kwargs), held_out_rows(len(self.simulations))
+        num_held_out, num_rows = len(held_out), self.num_simulations
+        num_batches = -(-num_held_out // num_rows)
+        numbers = jnp.arange(num_batches * num_rows).reshape(num_batches, num_rows)
+
+        def one(batch: tuple[Array, Array]) -> tuple[Array, Array]:
+            numbers, key = batch
+            rows = held_out[jnp.minimum(numbers, num_held_out - 1)]
+            losses, is_used, _ = self._row_losses(key, param_map, model, guide, call, rows)
+            is_used &= numbers < num_held_out
+            return jnp.sum(_total(losses), where=is_used), jnp.sum(is_used)
+
+        totals, nums_used = jax.lax.map(one, (numbers, jax.random.split(rng_key, num_batches)))
+        return jnp.sum(totals) / jnp.sum(nums_used)
 
     def draw_arguments(self, rng_key: Array) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The model's arguments for one step, from the sampler.
@@ -221,9 +262,26 @@ class NPE(ELBO):
         model: Callable[..., Any],
         guide: ScoresLatents,
         call: tuple[tuple[Any, ...], dict[str, Any]],
-        *,
-        is_held_out: bool = False,
+        rows: Array | None = None,
     ) -> tuple[dict[str, Array], Array]:
+        """The mean loss of each latent site, and which simulations are finite."""
+        losses, is_used, is_finite = self._row_losses(rng_key, param_map, model, guide, call, rows)
+        weights = is_used / jnp.sum(is_used)
+        return {name: jnp.sum(weights * loss) for name, loss in losses.items()}, is_finite
+
+    def _row_losses(
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, Any],
+        model: Callable[..., Any],
+        guide: ScoresLatents,
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        rows: Array | None,
+    ) -> tuple[dict[str, Array], Array, Array]:
+        """Losses of a site at each simulation, and which of these are used and which finite.
+
+        Simulations are drawn, or are the given rows of the bank, or random ones for training.
+        """
         check_guide(guide)
         argument_key, rng_key, missing_key = jax.random.split(rng_key, 3)
         args, kwargs = call if self.model_args is None else self.draw_arguments(argument_key)
@@ -250,8 +308,10 @@ class NPE(ELBO):
             )
         else:
             bank = self.simulations
-            _check_bank(structure.constants, bank)
-            values = _bank_rows(bank, self.num_simulations, rng_key, is_held_out=is_held_out)
+            check_constants(structure.constants, bank)
+            if rows is None:
+                rows = draw_rows(len(bank), self.num_simulations, rng_key)
+            values = {name: jnp.asarray(value)[rows] for name, value in bank.sites.items()}
             moments = None
         names = [site.name for site in (*structure.latents, *structure.observed)]
         # Simulations are data: no gradient reaches parameters of the model through them.
@@ -275,12 +335,11 @@ class NPE(ELBO):
             conditionals=moments,
             true_sizes=self._true_sizes,
         )
-        weights = is_used / jnp.sum(is_used)
         losses = {
-            name: -jnp.sum(weights * self._mean_over_elements(structure, name, part))
+            name: -self._mean_over_elements(structure, name, part)
             for name, part in log_probs.items()
         }
-        return losses, is_finite
+        return losses, is_used, is_finite
 
     def _mean_over_elements(self, structure: ModelStructure, name: str, part: Array) -> Array:
         """The mean of log densities over the plate elements that exist, one per simulation."""
@@ -328,18 +387,8 @@ class NPE(ELBO):
         return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
 
 
-def _bank_rows(
-    bank: Simulations, num_rows: int, rng_key: Array, *, is_held_out: bool
-) -> dict[str, Array]:
-    """Random rows of the training part of a bank, or of the part held out."""
-    first_held_out = len(bank) - max(int(_HELD_OUT_FRACTION * len(bank)), 1)
-    low, high = (first_held_out, len(bank)) if is_held_out else (0, first_held_out)
-    rows = jax.random.randint(rng_key, (num_rows,), low, high)
-    return {name: jnp.asarray(value)[rows] for name, value in bank.sites.items()}
-
-
 def _total(losses: Mapping[str, Array]) -> Array:
-    return jnp.sum(jnp.stack(list(losses.values())))
+    return jnp.sum(jnp.stack(list(losses.values())), axis=0)
 
 
 def check_guide(guide: Any) -> None:
@@ -349,17 +398,6 @@ def check_guide(guide: Any) -> None:
             "NPE needs a guide that scores given latents (site_log_probs); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
-
-
-def _check_bank(constants: Sequence[str], bank: Simulations) -> None:
-    """Raise a ValueError if sites that the guide takes for constants are drawn in a bank."""
-    for name in constants:
-        values = np.asarray(bank[name])
-        if (values != values[:1]).any():
-            raise ValueError(
-                f"simulations: site '{name}' is a constant of the guide's model but is drawn in "
-                "this bank. Make it after guide.setup(...), with simulate(guide.model, ...)"
-            )
 
 
 def _check_subsamples(

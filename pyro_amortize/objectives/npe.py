@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.elbo import ELBO
@@ -15,13 +14,13 @@ from torch import Tensor
 from pyro_amortize.arguments import bound_arguments, drawn_call
 from pyro_amortize.layout import pack
 from pyro_amortize.missing import hide, is_present, mark_missing
+from pyro_amortize.objectives.bank import check_constants, draw_rows, held_out_rows
 from pyro_amortize.obs_mask import JoinedModel
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
 from pyro_amortize.standardisation import Moments
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import keep_fixed, subsample_sizes
 
-_HELD_OUT_FRACTION = 0.1
 _BANK_SIZE = 10_000  # of a model that cannot be vectorised
 
 
@@ -71,8 +70,8 @@ class NPE(ELBO):
         num_simulations: Simulations per step.
         model_args: Draws the model's arguments for each step, `model_args()`: a tuple of
             positional or a dict of keyword arguments.
-        simulations: A fixed bank of simulations, used in place of fresh ones; a tenth of it
-            is held out. A model that cannot be vectorised gets one by itself.
+        simulations: A fixed bank of simulations, used in place of fresh ones; every tenth
+            row is held out. A model that cannot be vectorised gets one by itself.
         nonfinite: `"raise"` stops when a simulation is not finite; `"drop"` leaves it out of
             the loss and counts it, which keeps the posterior of finite data right. Draws that
             rounding puts on the boundary of a support are always left out.
@@ -194,7 +193,35 @@ class NPE(ELBO):
         self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         """The loss on simulations that training does not see: fresh, or held out of the bank."""
-        return _total(self._site_losses(model, guide, (args, kwargs), is_held_out=True)[0])
+        rows = None
+        if self.simulations is not None:
+            rows = draw_rows(len(self.simulations), self.num_simulations, is_held_out=True)
+        return _total(self._site_losses(model, guide, (args, kwargs), rows)[0])
+
+    @torch.no_grad()
+    def bank_loss(self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss on all simulations that are held out of the bank.
+
+        Args:
+            model: The user's model.
+            guide: The guide.
+            *args: The model's positional arguments; data among them are not used.
+            **kwargs: The model's keyword arguments.
+
+        Returns:
+            The loss, without a graph.
+
+        Raises:
+            ValueError: If there is no bank.
+        """
+        if self.simulations is None:
+            raise ValueError("simulations: there is no bank, of which a part would be held out")
+        total, num_used = torch.zeros(()), torch.zeros((), dtype=torch.int)
+        for rows in held_out_rows(len(self.simulations)).split(self.num_simulations):
+            losses, is_used, _ = self._row_losses(model, guide, (args, kwargs), rows)
+            total = total + _total(losses)[is_used].sum()
+            num_used = num_used + is_used.sum()
+        return total / num_used
 
     def draw_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The model's arguments for one step, from the sampler.
@@ -221,9 +248,24 @@ class NPE(ELBO):
         model: Callable[..., Any],
         guide: ScoresLatents,
         call: tuple[tuple[Any, ...], dict[str, Any]],
-        *,
-        is_held_out: bool = False,
+        rows: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
+        """The mean loss of each latent site, and which simulations are finite."""
+        losses, is_used, is_finite = self._row_losses(model, guide, call, rows)
+        weights = is_used / is_used.sum()
+        return {name: (weights * loss).sum() for name, loss in losses.items()}, is_finite
+
+    def _row_losses(
+        self,
+        model: Callable[..., Any],
+        guide: ScoresLatents,
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        rows: Tensor | None,
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Losses of a site at each simulation, and which of these are used and which finite.
+
+        Simulations are drawn, or are the given rows of the bank, or random ones for training.
+        """
         check_guide(guide)
         args, kwargs = call if self.model_args is None else self.draw_arguments()
         guide.setup(*args, **kwargs)
@@ -250,8 +292,10 @@ class NPE(ELBO):
                 nesting=structure.max_plate_nesting,
             )
         else:
-            _check_bank(structure.constants, self.simulations)
-            values = _bank_rows(self.simulations, self.num_simulations, is_held_out=is_held_out)
+            bank = self.simulations
+            check_constants(structure.constants, bank)
+            chosen = draw_rows(len(bank), self.num_simulations) if rows is None else rows
+            values = {name: torch.as_tensor(value)[chosen] for name, value in bank.sites.items()}
             moments = None
         names = [site.name for site in (*structure.latents, *structure.observed)]
         values = {name: values[name] for name in names}
@@ -277,9 +321,8 @@ class NPE(ELBO):
             batch_dims=1,
             conditionals=moments,
         )
-        rows = {name: part.reshape(len(part), -1).mean(1) for name, part in log_probs.items()}
-        weights = is_used / is_used.sum()
-        return {name: -(weights * row).sum() for name, row in rows.items()}, is_finite
+        losses = {name: -part.reshape(len(part), -1).mean(1) for name, part in log_probs.items()}
+        return losses, is_used, is_finite
 
     def _fill_bank(
         self,
@@ -333,16 +376,8 @@ class NPE(ELBO):
         return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
 
 
-def _bank_rows(bank: Simulations, num_rows: int, *, is_held_out: bool) -> dict[str, Tensor]:
-    """Random rows of the training part of a bank, or of the part held out."""
-    first_held_out = len(bank) - max(int(_HELD_OUT_FRACTION * len(bank)), 1)
-    low, high = (first_held_out, len(bank)) if is_held_out else (0, first_held_out)
-    rows = torch.randint(low, high, (num_rows,))
-    return {name: torch.as_tensor(value)[rows] for name, value in bank.sites.items()}
-
-
 def _total(losses: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack(list(losses.values())).sum()
+    return torch.stack(list(losses.values())).sum(0)
 
 
 def check_guide(guide: Any) -> None:
@@ -352,17 +387,6 @@ def check_guide(guide: Any) -> None:
             "NPE needs a guide that scores given latents (site_log_probs); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
-
-
-def _check_bank(constants: Sequence[str], bank: Simulations) -> None:
-    """Raise a ValueError if sites that the guide takes for constants are drawn in a bank."""
-    for name in constants:
-        values = np.asarray(bank[name])
-        if (values != values[:1]).any():
-            raise ValueError(
-                f"simulations: site '{name}' is a constant of the guide's model but is drawn in "
-                "this bank. Make it after guide.setup(...), with simulate(guide.model, ...)"
-            )
 
 
 def _check_subsamples(

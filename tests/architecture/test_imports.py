@@ -44,6 +44,7 @@ LAYERS = (
     {"guides", "objectives", "handlers"},
     {
         "fit",
+        "early_stopping",
         "clipping",
         "training_step",
         "padding",
