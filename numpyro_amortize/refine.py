@@ -40,7 +40,7 @@ def refine(
     Args:
         amortized: The trained posterior.
         objective: A loss that reads the data: a bound of the host, `IWAE`, `RWS(insomnia=1.0)`,
-            `VIS`, `SelfConsistency`.
+            `VIS`, `SelfConsistency`, `TrajectoryBalance`.
         args: The model's positional arguments, data included if there is one data set.
         kwargs: The model's keyword arguments, likewise.
         observations: For several data sets at once, data by site with a leading axis of data

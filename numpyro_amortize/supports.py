@@ -209,6 +209,31 @@ def site_support(fn: Any) -> Support | None:
     return replace(support, centre=_mean_direction(fn))
 
 
+def site_bijection(name: str, fn: Any) -> Transform:
+    """The map from unconstrained values onto the support that a site has in this call.
+
+    Args:
+        name: Name of the site.
+        fn: Its distribution, continuous.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    constraint = fn.support
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    own = [kind for kind in ("sphere", *_OWN_TRANSFORMS) if constraint is _BY_NAME[kind]]
+    if own or is_circular(fn):
+        return Support("circular" if is_circular(fn) else own[0]).bijection(fn.event_dim)
+    try:
+        return biject_to(constraint)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site '{name}': its support {fn.support} cannot be mapped to the real line; "
+            f"supported are {SUPPORTED}"
+        ) from error
+
+
 def is_circular(fn: Any) -> bool:
     """Whether the values of a distribution are angles."""
     base = base_distribution(fn)

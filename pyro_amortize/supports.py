@@ -49,6 +49,7 @@ _OWN_TRANSFORMS = {
     "lower_cholesky": LowerCholeskyTransform,
     "positive_definite": PositiveDefiniteTransform,
 }
+_WRAPPERS = (constraints.independent, constraints.MixtureSameFamilyConstraint)
 DISCRETE = ("boolean", "categorical", "integer_interval", "nonnegative_integer")
 SUPPORTED = (
     "real, positive, greater_than, less_than, interval, circular, simplex, ordered, "
@@ -165,8 +166,7 @@ def read_support(constraint: Any) -> Support | None:
         The support, or None for `cat`, `stack` and others outside the
         supported list.
     """
-    wrappers = (constraints.independent, constraints.MixtureSameFamilyConstraint)
-    while isinstance(constraint, wrappers):
+    while isinstance(constraint, _WRAPPERS):
         constraint = constraint.base_constraint
     if constraint.is_discrete:
         return _discrete_support(constraint)
@@ -205,6 +205,31 @@ def site_support(fn: Any) -> Support | None:
     if support is None or support.kind not in ("circular", "sphere"):
         return support
     return replace(support, centre=_mean_direction(fn))
+
+
+def site_bijection(name: str, fn: Any) -> Transform:
+    """The map from unconstrained values onto the support that a site has in this call.
+
+    Args:
+        name: Name of the site.
+        fn: Its distribution, continuous.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    constraint = fn.support
+    while isinstance(constraint, _WRAPPERS):
+        constraint = constraint.base_constraint
+    own = [kind for kind in ("sphere", *_OWN_TRANSFORMS) if constraint is _BY_NAME[kind]]
+    if own or is_circular(fn):
+        return Support("circular" if is_circular(fn) else own[0]).bijection(fn.event_dim)
+    try:
+        return biject_to(constraint)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site '{name}': its support {fn.support} cannot be mapped to the real line; "
+            f"supported are {SUPPORTED}"
+        ) from error
 
 
 def is_circular(fn: Any) -> bool:

@@ -58,6 +58,7 @@ CATALOGUE = (
     Entry("Simulations", "result"),
     Entry("SplineFlowDensity", "density", ("conjugate_normal",), GAUSSIAN),
     Entry("TrainingHistory", "result"),
+    Entry("TrajectoryBalance", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("VIS", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("WakeSleep", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("VIBLoss", "objective", ("conjugate_normal",), GAUSSIAN),

@@ -25,6 +25,11 @@ def guide_of_rows(x, batch_size=None):
         numpyro.sample("z", dist.Normal(mean[index], jnp.exp(log_sd[index])))
 
 
+def guide_of_rows_and_evidence(x):
+    guide_of_rows(x)
+    numpyro.deterministic("log_z", numpyro.param("claimed", jnp.zeros(len(x))))
+
+
 def guide_of_slope(x, batch_size=None):
     with numpyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
         numpyro.sample("z", dist.Normal(0.3 * x[index], 1.1))
@@ -85,3 +90,15 @@ def narrow_rows(x):
 def guide_of_narrow_rows(x):
     with numpyro.plate("rows", len(x), dim=-1):
         numpyro.sample("z", dist.Uniform(jnp.zeros(len(x)), 0.1))
+
+
+def supports():
+    """Latents on several supports; as its own guide it is exact."""
+    positive = numpyro.sample("positive", dist.Gamma(2.0, 3.0))
+    numpyro.sample("interval", dist.Beta(2.0, 1.0 + positive))
+    numpyro.sample("simplex", dist.Dirichlet(jnp.array([0.6, 2.0, 1.5])))
+    numpyro.sample("angle", dist.VonMises(1.0, 2.0))
+    numpyro.sample("direction", dist.ProjectedNormal(jnp.array([0.6, 2.0, 1.5])))
+    numpyro.sample("vector", dist.LogNormal(jnp.zeros(2), 1.0).to_event(1))
+    numpyro.sample("matrix", dist.LKJCholesky(2, 2.0))
+    numpyro.sample("label", dist.Bernoulli(0.3))

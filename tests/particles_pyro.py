@@ -25,6 +25,11 @@ def guide_of_rows(x, batch_size=None):
         pyro.sample("z", dist.Normal(mean[index], torch.exp(log_sd[index])))
 
 
+def guide_of_rows_and_evidence(x):
+    guide_of_rows(x)
+    pyro.deterministic("log_z", pyro.param("claimed", torch.zeros(len(x))))
+
+
 def guide_of_slope(x, batch_size=None):
     with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
         pyro.sample("z", dist.Normal(0.3 * x[index], 1.1))
@@ -85,3 +90,15 @@ def narrow_rows(x):
 def guide_of_narrow_rows(x):
     with pyro.plate("rows", len(x), dim=-1):
         pyro.sample("z", dist.Uniform(torch.zeros(len(x)), 0.1))
+
+
+def supports():
+    """Latents on several supports; as its own guide it is exact."""
+    positive = pyro.sample("positive", dist.Gamma(2.0, 3.0))
+    pyro.sample("interval", dist.Beta(2.0, 1.0 + positive))
+    pyro.sample("simplex", dist.Dirichlet(torch.tensor([0.6, 2.0, 1.5])))
+    pyro.sample("angle", dist.VonMises(1.0, 2.0))
+    pyro.sample("direction", dist.ProjectedNormal(torch.tensor([0.6, 2.0, 1.5])))
+    pyro.sample("vector", dist.LogNormal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("matrix", dist.LKJCholesky(2, 2.0))
+    pyro.sample("label", dist.Bernoulli(0.3))

@@ -7,6 +7,7 @@ from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.mixed import Mixed
 from numpyro_amortize.objectives.npe import NPE
 from numpyro_amortize.objectives.self_consistency import SelfConsistency
+from numpyro_amortize.objectives.trajectory_balance import TrajectoryBalance
 from numpyro_amortize.objectives.vib_loss import VIBLoss
 from numpyro_amortize.objectives.vis import VIS
 from numpyro_amortize.objectives.wake_sleep import RWS, WakeSleep
@@ -22,6 +23,7 @@ __all__ = [
     "InfoELBO",
     "Mixed",
     "SelfConsistency",
+    "TrajectoryBalance",
     "VIBLoss",
     "WakeSleep",
     "WeightedELBO",

@@ -133,6 +133,12 @@ class ParticlePlan:
             if lost.any():
                 raise _lost_element(self.plates, self.dims, np.argwhere(lost)[0].tolist())
 
+    def check_every(self, own: Array) -> None:
+        """Raise a ValueError if a particle of an element has no finite weight; not in `jit`."""
+        if not isinstance(own, jax.core.Tracer) and not np.isfinite(np.asarray(own)).all():
+            first = np.argwhere(~np.isfinite(np.asarray(own)))[0].tolist()
+            raise _lost_draw(self.plates, self.dims, first, float(own[tuple(first)]))
+
     def _log_density(self, name: str, site: Mapping[str, Any]) -> Array:
         """Of one site, of each plate element, without what is not in its weight."""
         scale = 1.0 if site["scale"] is None else site["scale"]
@@ -235,13 +241,27 @@ def _common_scale(scales: Sequence[tuple[Any, float]]) -> float:
 
 
 def _lost_element(plates: tuple[str, ...], dims: tuple[int, ...], index: list[int]) -> ValueError:
+    return ValueError(
+        f"{_place(plates, dims, index)}: all particles have density zero. Look for data "
+        "that the model cannot produce, and for draws of the guide outside of a support"
+    )
+
+
+def _lost_draw(
+    plates: tuple[str, ...], dims: tuple[int, ...], index: list[int], log_weight: float
+) -> ValueError:
+    return ValueError(
+        f"{_place(plates, dims, index)}: draw {index[0]} of the guide has the log weight "
+        f"{log_weight}, and a square needs a finite one. Let the model have a density wherever the "
+        "guide draws: add a small floor to it, or move its hard bounds into the latents' supports"
+    )
+
+
+def _place(plates: tuple[str, ...], dims: tuple[int, ...], index: list[int]) -> str:
     places = [
         f"element {index[dim]} of plate '{plate}'" for plate, dim in zip(plates, dims, strict=True)
     ]
-    return ValueError(
-        f"{', '.join(places) or 'this data set'}: all particles have density zero. Look for data "
-        "that the model cannot produce, and for draws of the guide outside of a support"
-    )
+    return ", ".join(places) or "this data set"
 
 
 def _factor(plates: Iterable[str], sizes: Mapping[str, tuple[int, int]]) -> float:

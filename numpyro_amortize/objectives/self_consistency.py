@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-from jax import Array
-
-from numpyro_amortize.objectives.particle_run import ParticleObjective, Values
-from numpyro_amortize.objectives.particles import plan_particles
+from numpyro_amortize.objectives.fixed_draws import FixedDrawsObjective
+from numpyro_amortize.tracing import Trace
 
 
-class SelfConsistency(ParticleObjective):
+class SelfConsistency(FixedDrawsObjective):
     """The variance of the log weights at real data, a loss for `fit` and for the host's `SVI`.
 
     `L = mean_j Var_k [log p(z_jk) + log p(x_j | z_jk) - log q(z_jk | x_j)]` in squared nats, over K
@@ -42,43 +35,8 @@ class SelfConsistency(ParticleObjective):
         that of Richter, Boustati, Nüsken, Ruiz and Akyildiz (2020), arXiv:2010.10436.
     """
 
-    can_infer_discrete = True  # the host's flag: no gradient passes through a draw
-
     def __init__(self, num_particles: int = 16) -> None:
         super().__init__(num_particles, least=2)
 
-    def loss_with_mutable_state(
-        self,
-        rng_key: Array,
-        param_map: Mapping[str, Any],
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The variance in the host's signature, differentiable in the density of the guide.
-
-        Args:
-            rng_key: Key of the draws.
-            param_map: Parameters by name, constrained.
-            model: The model.
-            guide: The guide.
-            *args: The model's positional arguments.
-            **kwargs: The model's keyword arguments.
-
-        Returns:
-            `{"loss": loss, "mutable_state": None}`.
-        """
-        first_key, rng_key = jax.random.split(rng_key)
-        params, keys = dict(param_map), jax.random.split(rng_key, self.num_particles)
-        fixed = jax.lax.stop_gradient(params)
-        run, first, guide_trace = self.start(first_key, fixed, model, guide, args, kwargs)
-        plan = plan_particles(guide_trace, run.model_trace(fixed, first), nested=False)
-        values = jax.vmap(lambda key: run.guide_values(key, fixed, {})[0])(keys)
-
-        def log_weight(values: Values) -> Array:
-            _, of_guide = plan.split(run.guide_trace(params, values))
-            return plan.split(run.model_trace(fixed, values))[1] - of_guide
-
-        spread = jnp.var(jax.vmap(log_weight)(values), axis=0, ddof=1)
-        return {"loss": jnp.sum(spread) / plan.count(guide_trace), "mutable_state": None}
+    def level(self, guide_trace: Trace, shape: tuple[int, ...]) -> None:
+        """None: the variance is about the mean of the log weights."""

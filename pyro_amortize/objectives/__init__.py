@@ -7,6 +7,7 @@ from pyro_amortize.objectives.iwae import IWAE
 from pyro_amortize.objectives.mixed import Mixed
 from pyro_amortize.objectives.npe import NPE
 from pyro_amortize.objectives.self_consistency import SelfConsistency
+from pyro_amortize.objectives.trajectory_balance import TrajectoryBalance
 from pyro_amortize.objectives.vib_loss import VIBLoss
 from pyro_amortize.objectives.vis import VIS
 from pyro_amortize.objectives.wake_sleep import RWS, WakeSleep
@@ -22,6 +23,7 @@ __all__ = [
     "InfoELBO",
     "Mixed",
     "SelfConsistency",
+    "TrajectoryBalance",
     "VIBLoss",
     "WakeSleep",
     "WeightedELBO",

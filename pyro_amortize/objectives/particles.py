@@ -100,6 +100,12 @@ class ParticlePlan:
         part = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
         return part.reshape((1,) * (-self.particle_dim - part.ndim) + part.shape)
 
+    def check_every(self, own: Tensor) -> None:
+        """Raise a ValueError if a particle of an element has no finite weight."""
+        if not bool(own.isfinite().all()):
+            first = (~own.detach().isfinite()).nonzero()[0].tolist()
+            raise _lost_draw(self.plates, self.dims, first, float(own[tuple(first)]))
+
     def _check(self, own: Tensor) -> None:
         """Raise a ValueError if all particles of an element have density zero."""
         lost = own.isneginf().all(0)
@@ -198,13 +204,27 @@ def _common_scale(scales: Sequence[tuple[Any, float]]) -> float:
 
 
 def _lost_element(plates: tuple[str, ...], dims: tuple[int, ...], index: list[int]) -> ValueError:
+    return ValueError(
+        f"{_place(plates, dims, index)}: all particles have density zero. Look for data "
+        "that the model cannot produce, and for draws of the guide outside of a support"
+    )
+
+
+def _lost_draw(
+    plates: tuple[str, ...], dims: tuple[int, ...], index: list[int], log_weight: float
+) -> ValueError:
+    return ValueError(
+        f"{_place(plates, dims, index)}: draw {index[0]} of the guide has the log weight "
+        f"{log_weight}, and a square needs a finite one. Let the model have a density wherever the "
+        "guide draws: add a small floor to it, or move its hard bounds into the latents' supports"
+    )
+
+
+def _place(plates: tuple[str, ...], dims: tuple[int, ...], index: list[int]) -> str:
     places = [
         f"element {index[dim]} of plate '{plate}'" for plate, dim in zip(plates, dims, strict=True)
     ]
-    return ValueError(
-        f"{', '.join(places) or 'this data set'}: all particles have density zero. Look for data "
-        "that the model cannot produce, and for draws of the guide outside of a support"
-    )
+    return ", ".join(places) or "this data set"
 
 
 def _factor(plates: Iterable[str], sizes: Mapping[str, tuple[int, int]]) -> float:

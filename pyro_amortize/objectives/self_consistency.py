@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor
-
-from pyro_amortize.objectives.particle_run import ParticleObjective
-from pyro_amortize.objectives.particles import plan_particles
+from pyro_amortize.objectives.fixed_draws import FixedDrawsObjective
+from pyro_amortize.tracing import Trace
 
 
-class SelfConsistency(ParticleObjective):
+class SelfConsistency(FixedDrawsObjective):
     """The variance of the log weights at real data, a loss for `fit` and for the host's `SVI`.
 
     `L = mean_j Var_k [log p(z_jk) + log p(x_j | z_jk) - log q(z_jk | x_j)]` in squared nats, over K
@@ -44,24 +38,5 @@ class SelfConsistency(ParticleObjective):
     def __init__(self, num_particles: int = 16) -> None:
         super().__init__(num_particles, least=2)
 
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Tensor:
-        """The variance, differentiable in the density of the guide.
-
-        Args:
-            model: The model.
-            guide: The guide.
-            *args: The model's positional arguments.
-            **kwargs: The model's keyword arguments.
-
-        Returns:
-            The loss, a scalar.
-        """
-        run = self.start(model, guide, args, kwargs)
-        with torch.no_grad():
-            values, guide_trace = run.guide_values({})
-            model_trace = run.model_trace(values)
-        plan = plan_particles(guide_trace, model_trace, run.particle_dim, nested=False)
-        _, of_guide = plan.split(run.guide_values(values)[1])
-        return (plan.split(model_trace)[1] - of_guide).var(0).mean()
+    def level(self, guide_trace: Trace, shape: tuple[int, ...]) -> None:
+        """None: the variance is about the mean of the log weights."""

@@ -35,6 +35,7 @@ OBJECTIVES = {
     "IWAE": lambda host: host.package.IWAE(8),
     "wake": lambda host: host.package.RWS(32, insomnia=1.0),
     "SelfConsistency": lambda host: host.package.SelfConsistency(16),
+    "TrajectoryBalance": lambda host: host.package.TrajectoryBalance(16, noise=1.0),
 }
 
 

@@ -137,6 +137,13 @@ def test_forward_divergences_reach_the_exact_posterior(host, name):
     assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_trajectory_balance_reaches_the_exact_posterior(host, noise):
+    objective = host.package.TrajectoryBalance(16, noise=noise)
+    assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
+
+
 def assert_bound_reaches_the_exact_posterior(host, name, objective):
     problem, (num_datasets, steps, rate) = PROBLEMS[name], ELBO_RUNS[name]
     model = getattr(host.models, f"{name}_many")
