@@ -28,7 +28,7 @@ from numpyro_amortize.posterior import AmortizedPosterior
 from numpyro_amortize.simulate import simulate
 from numpyro_amortize.training_step import TrainingStep
 
-_NUM_REPORTS = 50
+_NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 25, 20  # steps: reports are a few per cent of the time
 _HELD_OUT_KEYS = 8
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
 _CHECKED_SIMULATIONS = 1000
@@ -143,7 +143,7 @@ def fit(
     state = step.initial
 
     keys = jax.random.split(key, num_steps)
-    report_every = max(num_steps // _NUM_REPORTS, 1)
+    report_every = max(num_steps // _NUM_REPORTS, min(_LEAST_BETWEEN_REPORTS, num_steps))
     if stopping:
         report_every = min(report_every, stopping.every)
     chunk = 1 if draw_call else report_every

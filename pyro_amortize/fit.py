@@ -24,7 +24,7 @@ from pyro_amortize.simulate import simulate
 from pyro_amortize.tracing import plate_sizes
 from pyro_amortize.training_step import MakeOptimizer, TrainingStep
 
-_NUM_REPORTS = 50
+_NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 25, 20  # steps: reports are a few per cent of the time
 _HELD_OUT_SEEDS = range(1000, 1008)
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
 _CHECKED_SIMULATIONS = 1000
@@ -110,9 +110,10 @@ def fit(
         guide.find_observations(*calls[0])  # NaN in padding would be met inside the loop
     if npe and npe.simulations is None and guide.is_vectorized:
         _check_simulations(guide.model, npe, calls[0])
+    is_fixed = not (draw_call or npe is objective or structure.subsampled or structure.missing)
     step = TrainingStep(
         model,
-        guide,
+        guide.bind(guide.find_observations(*calls[0])) if is_fixed else guide,  # read once
         objective,
         calls[0],
         optimizer=optimizer,
@@ -120,7 +121,7 @@ def fit(
         num_steps=num_steps,
     )
 
-    report_every = max(num_steps // _NUM_REPORTS, 1)
+    report_every = max(num_steps // _NUM_REPORTS, min(_LEAST_BETWEEN_REPORTS, num_steps))
     if stopping:
         report_every = min(report_every, stopping.every)
     per_step = npe.num_simulations if npe else 0

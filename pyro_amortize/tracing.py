@@ -79,9 +79,18 @@ def keep_fixed(model: Callable[..., Any], names: Sequence[str]) -> Callable[...,
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """A fixed torch seed inside, the outer random state untouched."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+        return
+    # torch.manual_seed keeps a note, with the stack, for each kind of device not there.
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def with_rows(model: Callable[..., Any], rows: Mapping[str, Any] | None) -> Callable[..., Any]:
