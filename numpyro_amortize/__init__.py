@@ -10,7 +10,7 @@ from numpyro_amortize.densities import (
 from numpyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from numpyro_amortize.fit import fit
 from numpyro_amortize.guides import AmortizedGuide
-from numpyro_amortize.handlers import fill_missing
+from numpyro_amortize.handlers import add_path, fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
 from numpyro_amortize.objectives import (
@@ -62,6 +62,7 @@ __all__ = [
     "VIBLoss",
     "WakeSleep",
     "WeightedELBO",
+    "add_path",
     "fill_missing",
     "fit",
     "refine",

@@ -12,18 +12,21 @@ def order_latents(
     plates: Mapping[str, tuple[str, ...]],
     event_plates: Mapping[str, tuple[str, ...]],
     plate_sizes: Mapping[str, int],
+    paths: Set[str] = frozenset(),
 ) -> tuple[str, ...]:
     """The order in which the guide samples the latent sites.
 
     Sites whose plates no observed site carries come first (they are global blocks of fixed
     size), then fewer plates, then the smaller plate, then the order in the model; sites of
-    the same plates stay together.
+    the same plates stay together. A path, which the model samples backward from its end, comes
+    forward and before its end.
 
     Args:
         latents: Site names in model order.
         plates: Plates of each site that stay plates in the guide.
         event_plates: Plates of each site that become event dimensions.
         plate_sizes: Size of every plate.
+        paths: Sites of paths, which in model order follow the site at their end.
 
     Returns:
         The site names in guide order.
@@ -35,7 +38,13 @@ def order_latents(
         first = [plates[other] for other in latents].index(own)
         return not event_plates[name], len(own), smallest, first, latents.index(name)
 
-    return tuple(sorted(latents, key=key))
+    blocks: dict[str, list[str]] = {}
+    for name in latents:
+        if name in paths:
+            blocks[list(blocks)[-1]].insert(0, name)
+        else:
+            blocks[name] = [name]
+    return tuple(name for end in sorted(blocks, key=key) for name in blocks[end])
 
 
 def moral_graph(dependencies: Edges) -> dict[str, set[str]]:

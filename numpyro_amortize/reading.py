@@ -39,6 +39,7 @@ from numpyro_amortize.stand_ins import FlatSpheres, ImproperPriors
 from numpyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
 from numpyro_amortize.supports import SUPPORTED, Support, site_support
 from numpyro_amortize.tracing import (
+    IS_PATH,
     Trace,
     carries_plates,
     drawn_rows,
@@ -134,6 +135,7 @@ def read_structure(
         raise _report(problems)
 
     infos = {site.name: site for site in latent_sites}
+    paths = {name for name in infos if sites[name]["infer"].get(IS_PATH)}
     own = {name: _site_plates(sites[name], plates, is_event=False) for name in sites}
     own |= {
         name: _site_plates(site, plates, is_event=False)
@@ -145,6 +147,7 @@ def read_structure(
         own,
         {name: site.event_plates for name, site in infos.items()},
         {name: plate.size for name, plate in plates.items()},
+        paths,
     )
     dependencies = _dependencies(model, args, kwargs, own)
     problems += evidence_problems(fixed, dependencies)
@@ -179,6 +182,7 @@ def read_structure(
                 pruned=pruned,
                 is_conditional=local
                 and reads_latent
+                and name not in paths  # whose model reads what comes after them
                 and location_scale(sites[name]["fn"]) is not None,
                 coupled=coupled.get(name),
             )

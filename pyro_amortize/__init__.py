@@ -10,7 +10,7 @@ from pyro_amortize.densities import (
 from pyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from pyro_amortize.fit import fit
 from pyro_amortize.guides import AmortizedGuide
-from pyro_amortize.handlers import fill_missing
+from pyro_amortize.handlers import add_path, fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
 from pyro_amortize.objectives import (
@@ -62,6 +62,7 @@ __all__ = [
     "VIBLoss",
     "WakeSleep",
     "WeightedELBO",
+    "add_path",
     "fill_missing",
     "fit",
     "refine",

@@ -32,6 +32,9 @@ def underlying(model: Callable[..., Any]) -> Callable[..., Any]:
         return underlying(model.forward)
     if isinstance(getattr(model, "msngr", None), Messenger):  # reparam, trace
         return underlying(model.fn)  # type: ignore[attr-defined]
+    wrapped = getattr(model, "__wrapped__", None)
+    if isinstance(wrapped, partial):  # scope around another handler
+        return underlying(wrapped)
     if not isinstance(model, partial):
         return model
     if model.args and isinstance(model.args[0], Messenger):  # partial(handler's call, handler, fn)

@@ -38,6 +38,7 @@ from pyro_amortize.stand_ins import ImproperPriors
 from pyro_amortize.structure import ModelStructure, PlateInfo, SiteInfo
 from pyro_amortize.supports import SUPPORTED, Support, site_support
 from pyro_amortize.tracing import (
+    IS_PATH,
     Trace,
     carries_plates,
     drawn_rows,
@@ -133,6 +134,7 @@ def read_structure(
         raise _report(problems)
 
     infos = {site.name: site for site in latent_sites}
+    paths = {name for name in infos if sites[name]["infer"].get(IS_PATH)}
     own = {name: _site_plates(sites[name], plates, is_event=False) for name in sites}
     own |= {
         name: _site_plates(site, plates, is_event=False)
@@ -144,6 +146,7 @@ def read_structure(
         own,
         {name: site.event_plates for name, site in infos.items()},
         {name: plate.size for name, plate in plates.items()},
+        paths,
     )
     dependencies = _dependencies(model, args, kwargs, own)
     problems += evidence_problems(fixed, dependencies)
@@ -178,6 +181,7 @@ def read_structure(
                 pruned=pruned,
                 is_conditional=local
                 and reads_latent
+                and name not in paths  # whose model reads what comes after them
                 and location_scale(sites[name]["fn"]) is not None,
                 coupled=coupled.get(name),
             )

@@ -26,6 +26,7 @@ _LOCATION_SCALE = (
     dist.Gumbel,
 )
 _IS_FIXED = "_amortize_is_fixed"
+IS_PATH = "_amortize_is_path"  # marks the sites that `add_path` adds
 
 
 class _Free(Messenger):

@@ -63,6 +63,7 @@ CATALOGUE = (
     Entry("WakeSleep", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("VIBLoss", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("WeightedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
+    Entry("add_path", "handler"),
     Entry("fill_missing", "handler"),
     Entry("fit", "function"),
     Entry("refine", "function"),

@@ -16,7 +16,7 @@ from pyro.distributions.transforms import (
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch.nn.functional import one_hot
 
-from pyro_amortize import InverseLipschitzDecoder
+from pyro_amortize import InverseLipschitzDecoder, add_path
 from tests.problems import PROBLEMS, DigitsComponents
 
 _CONJUGATE = PROBLEMS["conjugate_normal"]
@@ -126,6 +126,10 @@ def hierarchical_normal(y=None, num_groups=_GROUPS.num_groups):
     with pyro.plate("groups", num_groups, dim=-1):
         theta = pyro.sample("theta", dist.Normal(mu, _GROUPS.tau))
         pyro.sample("y", dist.Normal(theta, _GROUPS.noise), obs=y)
+
+
+def groups_by_steps(y=None, num_groups=_GROUPS.num_groups):
+    return add_path(hierarchical_normal, "theta", num_steps=3)(y, num_groups)
 
 
 def eight_schools_noncentered(sigma, y=None):

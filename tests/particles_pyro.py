@@ -30,6 +30,22 @@ def guide_of_rows_and_evidence(x):
     pyro.deterministic("log_z", pyro.param("claimed", torch.zeros(len(x))))
 
 
+def guide_of_path(x, num_steps, scale):
+    """The exact posterior of `add_path(rows, "z")`, forward: Gaussian, one step given the last."""
+    mean, var = x / 2, 0.5
+    with pyro.plate("rows", len(x), dim=-1):
+        state, so_far = torch.zeros(len(x)), 0.0
+        for step in range(1, num_steps + 1):
+            part, before = step / num_steps, (step - 1) / num_steps
+            own = part**2 * var + scale**2 * part * (1 - part)
+            shared = part * before * var + scale**2 * before * (1 - part)
+            gain = shared / so_far if before else 0.0
+            loc = part * mean + gain * (state - before * mean)
+            sd = (own - gain * shared) ** 0.5
+            name = f"z_path_{step}" if step < num_steps else "z"
+            state, so_far = pyro.sample(name, dist.Normal(loc, sd)), own
+
+
 def guide_of_slope(x, batch_size=None):
     with pyro.plate("rows", len(x), subsample_size=batch_size, dim=-1) as index:
         pyro.sample("z", dist.Normal(0.3 * x[index], 1.1))

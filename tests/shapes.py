@@ -84,6 +84,9 @@ SHAPES = {
     "hierarchical_normal": Shape(
         options={"sizes": {"num_groups": "groups"}}, arguments={"num_groups": 5}, padded=("groups",)
     ),
+    "groups_by_steps": Shape(
+        options={"sizes": {"num_groups": "groups"}}, arguments={"num_groups": 4}, padded=("groups",)
+    ),
     "eight_schools_noncentered": _SCHOOLS,
     "eight_schools_centered": _SCHOOLS,
     "two_locals": Shape(),

@@ -1,5 +1,6 @@
 """Effect handlers around a model."""
 
 from numpyro_amortize.handlers.missing import fill_missing
+from numpyro_amortize.handlers.path import add_path
 
-__all__ = ["fill_missing"]
+__all__ = ["add_path", "fill_missing"]

@@ -19,7 +19,8 @@ class TrajectoryBalance(FixedDrawsObjective):
     draws and the mean over the plate elements with weights of their own. It is zero where the
     guide is the posterior and `log Z` the log evidence, wherever the draws come from: they may be
     wider than the guide, to find modes that it does not know. No gradient passes through them, so
-    that latents may be discrete, and the parameters of the model are not trained.
+    that latents may be discrete, and the parameters of the model are not trained. Steps of a
+    trajectory are latent sites; `add_path` around the model makes them for a continuous one.
     Use it where the posterior has modes that other objectives at the data miss, with `noise` of
     about their distance. Avoid it with many latents that share their weights, whose log weights
     spread over hundreds of nats at the start; without noise it is `SelfConsistency`.

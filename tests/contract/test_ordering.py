@@ -21,6 +21,15 @@ def test_order_of_equal_sites_is_that_of_the_model(ordering):
     assert ordering.order_latents(names, empty, empty, {}) == tuple(names)
 
 
+def test_paths_come_forward_and_before_their_ends(ordering):
+    """The model has them backward and after; others keep their places."""
+    paths = {"z_2", "z_1", "w_1"}
+    plates = {"z": (), "z_2": (), "z_1": (), "w": ("rows",), "w_1": ("rows",), "a": ()}
+    empty = dict.fromkeys(plates, ())
+    order = ordering.order_latents(list(plates), plates, empty, {"rows": 3}, paths)
+    assert order == ("z_1", "z_2", "z", "a", "w_1", "w")
+
+
 CHAIN = {"a": set(), "b": {"a"}, "c": {"b"}, "y": {"c"}}
 COLLIDER = {"a": set(), "b": set(), "y": {"a", "b"}}
 SEPARATE = {"a": set(), "b": set(), "x": {"a"}, "y": {"b"}}
