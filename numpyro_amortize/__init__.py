@@ -9,7 +9,7 @@ from numpyro_amortize.densities import (
 )
 from numpyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from numpyro_amortize.fit import fit
-from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.guides import AmortizedGuide, EnsembleGuide
 from numpyro_amortize.handlers import add_path, fill_missing
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
@@ -44,6 +44,7 @@ __all__ = [
     "CategoricalDensity",
     "CountDensity",
     "DataEmphasizedELBO",
+    "EnsembleGuide",
     "ImageEmbedding",
     "ImportanceSamples",
     "InfoELBO",

@@ -19,8 +19,9 @@ from amortize_diagnostics import (
     marginalise_local_weights,
     resample,
 )
-from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.guides import AnyGuide
 from numpyro_amortize.guides.call import CallValues
+from numpyro_amortize.guides.ensemble import EnsembleDraws, EnsembleGuide
 from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.layout import align, natural
 from numpyro_amortize.levels import pooling_levels
@@ -77,7 +78,7 @@ class ImportanceSamples:
 
 
 def importance_samples(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     params: Mapping[str, Any],
     padded: PaddedCall,
     observations: Mapping[str, Array],
@@ -98,6 +99,11 @@ def importance_samples(
     The last draws, of the globals and of the locals for each of them, have noise with heavy
     tails, and all are weighed by the density of the mixture: tails of the guide that are too
     light then cost little. How many is fixed beforehand; that is unbiased too.
+
+    Of an ensemble the global draws are weighed by the mixture of its members, and the local ones
+    by the member that the draw is from: given a draw of the globals and its member, any proposal
+    gives an unbiased estimate of an element's density. Tails are the member's own: its weights in
+    the mixture sum to one over members at every value, so that this is unbiased, too.
 
     Args:
         guide: The guide.
@@ -177,7 +183,7 @@ class _Draws(NamedTuple):
 
 @eqx.filter_jit
 def _draw(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     params: Mapping[str, Any],
     call: Call,
     observations: Mapping[str, Array],
@@ -211,7 +217,7 @@ def _draw(
         global_tails = [(name, first.log_tails[name]) for name in fixed]
 
         def one_local(own: Array, is_heavy: Array) -> _Draws:
-            second = guide.draw(
+            second = _following(guide, first).draw(
                 params,
                 *call,
                 data,
@@ -267,6 +273,13 @@ def _draw(
     )
 
 
+def _following(guide: AnyGuide, draws: Any) -> AnyGuide:
+    """The guide for the local latents of draws; of an ensemble, from the same members."""
+    if isinstance(guide, EnsembleGuide) and isinstance(draws, EnsembleDraws):
+        return guide.following(draws)
+    return guide
+
+
 def _are_local(structure: ModelStructure) -> dict[str, bool]:
     """Which latents are drawn several times for each draw of the others."""
     shared = structure.local_plates()
@@ -306,7 +319,7 @@ def split_density(
     return jnp.zeros(()), pooling.pool_to(shared, aligned, pooling.sum).ravel()
 
 
-def _num_elements(guide: AmortizedGuide, data: Mapping[str, Array]) -> int:
+def _num_elements(guide: AnyGuide, data: Mapping[str, Array]) -> int:
     sizes = data_plate_sizes(guide.structure, data)  # rows of network inputs
     return int(np.prod(list(sizes.values()))) if sizes else 1
 

@@ -9,7 +9,7 @@ from pyro_amortize.densities import (
 )
 from pyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from pyro_amortize.fit import fit
-from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.guides import AmortizedGuide, EnsembleGuide
 from pyro_amortize.handlers import add_path, fill_missing
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
@@ -44,6 +44,7 @@ __all__ = [
     "CategoricalDensity",
     "CountDensity",
     "DataEmphasizedELBO",
+    "EnsembleGuide",
     "ImageEmbedding",
     "ImportanceSamples",
     "InfoELBO",

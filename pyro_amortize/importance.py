@@ -17,8 +17,9 @@ from amortize_diagnostics import (
     marginalise_local_weights,
     resample,
 )
-from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.guides import AnyGuide
 from pyro_amortize.guides.call import CallValues
+from pyro_amortize.guides.ensemble import EnsembleDraws, EnsembleGuide
 from pyro_amortize.layout import align, natural
 from pyro_amortize.levels import pooling_levels
 from pyro_amortize.missing import log_joint_of_present
@@ -71,7 +72,7 @@ class ImportanceSamples:
 
 
 def importance_samples(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
     observations: Mapping[str, Tensor],
     num_samples: int,
@@ -90,6 +91,11 @@ def importance_samples(
     The last draws, of the globals and of the locals for each of them, have noise with heavy
     tails, and all are weighed by the density of the mixture: tails of the guide that are too
     light then cost little. How many is fixed beforehand; that is unbiased too.
+
+    Of an ensemble the global draws are weighed by the mixture of its members, and the local ones
+    by the member that the draw is from: given a draw of the globals and its member, any proposal
+    gives an unbiased estimate of an element's density. Tails are the member's own: its weights in
+    the mixture sum to one over members at every value, so that this is unbiased, too.
 
     Args:
         guide: The guide.
@@ -165,7 +171,7 @@ class _Draws(NamedTuple):
 
 @torch.no_grad()
 def _draw(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
     observations: Mapping[str, Tensor],
     heavy: Tensor,
@@ -190,7 +196,7 @@ def _draw(
 
 
 def _draw_block(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     call: tuple[tuple[Any, ...], Mapping[str, Any]],
     observations: Mapping[str, Tensor],
     heavy: Tensor,
@@ -208,7 +214,7 @@ def _draw_block(
     repeated = {
         name: value.expand(num_samples, *value.shape) for name, value in observations.items()
     }
-    second = guide.draw(
+    second = _following(guide, first).draw(
         *call,
         {name: value[None] for name, value in observations.items()} if fixed else repeated,
         num_samples=num_local,
@@ -250,6 +256,13 @@ def _draw_block(
     whole_tail, tail = split([*global_tails, *second.log_tails.items()])
     samples = {name: values[name] if local else values[name][0] for name, local in is_local.items()}
     return _Draws(samples, whole, whole_tail, elements, tail.expand_as(elements))
+
+
+def _following(guide: AnyGuide, draws: Any) -> AnyGuide:
+    """The guide for the local latents of draws; of an ensemble, from the same members."""
+    if isinstance(guide, EnsembleGuide) and isinstance(draws, EnsembleDraws):
+        return guide.following(draws)
+    return guide
 
 
 def _are_local(structure: ModelStructure) -> dict[str, bool]:

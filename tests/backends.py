@@ -15,6 +15,8 @@ def numpy_tree(value):
     """Nested dicts of host arrays as NumPy arrays."""
     if isinstance(value, dict):
         return {name: numpy_tree(item) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(numpy_tree(item) for item in value)
     if hasattr(value, "detach"):
         value = value.detach().cpu()
     return np.array(np.asarray(value))  # a copy: torch updates parameters in place
@@ -112,6 +114,59 @@ class NumPyroHost:
             for name, value in params[amortized].items()
         }
         return self.package.AmortizedPosterior(model, guide, params=params)
+
+    def shifted(self, amortized, by):
+        """The same guide with the location of its first latent moved, in prior sds or so."""
+        weights = self.module("guides.weights")
+        params = dict(amortized.params)
+        vector = params[weights.STANDARDISATION]
+        params[weights.STANDARDISATION] = vector.at[1].add(by * vector[2])
+        return self.package.AmortizedPosterior(amortized.model, amortized.guide, params=params)
+
+    def ensemble(self, members, weights=None):
+        """The mixture of trained guides."""
+        guide = self.package.EnsembleGuide([each.guide for each in members], weights)
+        params = self.module("guides.weights").join_params([each.params for each in members])
+        return self.package.AmortizedPosterior(members[0].model, guide, params=params)
+
+    def guide_draws(self, amortized, observations, num, batch_dims=0, seed=0, given=None):
+        """Draws of a guide outside any handler, with the members they are from."""
+        observations = self.arrays(observations)
+        given = given and self.arrays(given)
+
+        def one(key):
+            draws = amortized.guide.draw(
+                amortized.params,
+                (),
+                {},
+                observations,
+                batch_dims=batch_dims,
+                given=given,
+                rng_key=key,
+            )
+            return draws.values, draws.members
+
+        return numpy_tree(self._jax.vmap(one)(self._jax.random.split(self.key(seed), num)))
+
+    def guide_log_prob(self, amortized, latents, *args):
+        return numpy_tree(amortized.guide.log_prob(amortized.params, self.arrays(latents), *args))
+
+    def conditioned_draws(self, amortized, values, num, *args):
+        """Draws of a guide as the host runs it with some of its sites at given values."""
+        handlers = importlib.import_module("numpyro.handlers")
+        given = {**values, **dict(amortized.params)}
+
+        def one(key):
+            run = handlers.seed(handlers.substitute(amortized.guide, data=given), key)
+            return run(*args)
+
+        return numpy_tree(self._jax.vmap(one)(self._jax.random.split(self.key(0), num)))
+
+    def site_fn(self, amortized, name, *args):
+        """The distribution of a site in the host's trace of a guide."""
+        handlers = importlib.import_module("numpyro.handlers")
+        run = handlers.substitute(amortized.guide, data=dict(amortized.params))
+        return handlers.trace(handlers.seed(run, self.key(0))).get_trace(*args)[name]["fn"]
 
     def decoder(self, in_dim, out_dim, seed=0, **options):
         kind = self.package.InverseLipschitzDecoder
@@ -338,6 +393,42 @@ class PyroHost:
                 noise = scale * rng.normal(size=tuple(parameter.shape))
                 parameter.add_(self.array(noise))
         return self.package.AmortizedPosterior(model, guide)
+
+    def shifted(self, amortized, by):
+        """The same guide with the location of its first latent moved, in prior sds or so."""
+        vector = amortized.guide.standardisation
+        vector[0] += by * vector[1]
+        return amortized
+
+    def ensemble(self, members, weights=None):
+        """The mixture of trained guides."""
+        guide = self.package.EnsembleGuide([each.guide for each in members], weights)
+        return self.package.AmortizedPosterior(members[0].model, guide)
+
+    def guide_draws(self, amortized, observations, num, batch_dims=0, seed=0, given=None):
+        """Draws of a guide outside any handler, with the members they are from."""
+        self.seed(seed)
+        observations, given = self.arrays(observations), given and self.arrays(given)
+        with self._torch.no_grad():
+            draws = amortized.guide.draw(
+                (), {}, observations, num_samples=num, batch_dims=batch_dims, given=given
+            )
+        return numpy_tree(draws.values), numpy_tree(draws.members)
+
+    def guide_log_prob(self, amortized, latents, *args):
+        return numpy_tree(amortized.guide.log_prob(self.arrays(latents), *args))
+
+    def conditioned_draws(self, amortized, values, num, *args):
+        """Draws of a guide as the host runs it with some of its sites at given values."""
+        self.seed(0)
+        run = self._pyro.condition(amortized.guide, data=values)
+        draws = [numpy_tree(run(*args)) for _ in range(num)]
+        return {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+    def site_fn(self, amortized, name, *args):
+        """The distribution of a site in the host's trace of a guide."""
+        self.seed(0)
+        return self._pyro.poutine.trace(amortized.guide).get_trace(*args).nodes[name]["fn"]
 
     def decoder(self, in_dim, out_dim, seed=0, **options):
         self.seed(seed)

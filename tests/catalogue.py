@@ -38,6 +38,7 @@ CATALOGUE = (
     Entry("AmortizedGuide", "guide", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("AmortizedPosterior", "result"),
     Entry("DataEmphasizedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
+    Entry("EnsembleGuide", "guide", ("conjugate_normal",), GAUSSIAN),
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),

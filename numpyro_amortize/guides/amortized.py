@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_amortize.alternatives import ObservedSites, read_observed
@@ -25,7 +24,7 @@ from numpyro_amortize.guides.call import (
     read_call,
     read_observations,
 )
-from numpyro_amortize.guides.chain import Conditionals, build_chain
+from numpyro_amortize.guides.chain import build_chain
 from numpyro_amortize.guides.draws import PlainDraws
 from numpyro_amortize.guides.host_plates import HostPlates
 from numpyro_amortize.guides.specifications import (
@@ -33,6 +32,7 @@ from numpyro_amortize.guides.specifications import (
     resolve_densities,
     resolve_specifications,
 )
+from numpyro_amortize.guides.steps import SiteSteps
 from numpyro_amortize.guides.weights import NamedWeights, model_at
 from numpyro_amortize.layout import pack_moments
 from numpyro_amortize.measure import Call, measure
@@ -73,6 +73,7 @@ class AmortizedGuide:
         TypeError: If an embedding or density is not a specification.
 
     Example:
+        >>> import numpyro.distributions as dist
         >>> def model(y=None):
         ...     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
         ...     numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
@@ -102,6 +103,7 @@ class AmortizedGuide:
         parents: Parents = "auto",
     ) -> None:
         self.observed, self.alternatives = read_observed(observed)
+        self.user_model = model  # as it was given
         self.model = JoinedModel(model, self.observed) if missing else model
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
@@ -110,11 +112,17 @@ class AmortizedGuide:
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density, DiscreteDensity)
         self._parents = parents
+        self.init_seed = 0  # of the networks; members of an ensemble have each their own
         self.setup_call: Call = ((), {})
         self._observations: Mapping[str, Any] | None = None
         self._true_sizes: Mapping[str, Any] = {}
         self._structure: ModelStructure | None = None
         self._init_params: dict[str, Any] = {}
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the guide has its data fixed, by `bind`."""
+        return self._observations is not None
 
     @property
     def structure(self) -> ModelStructure:
@@ -180,7 +188,7 @@ class AmortizedGuide:
         """Build the networks from a structure and constants; `setup` and `load` end here."""
         check_compiler()
         embeddings, densities = self.specifications(structure)
-        chain = build_chain(structure, embeddings, densities, jax.random.key(0))
+        chain = build_chain(structure, embeddings, densities, jax.random.key(self.init_seed))
         self._weights = NamedWeights(chain, structure)
         self._structure = structure
         self.model = keep_constants(self.model, structure.constants)
@@ -255,7 +263,8 @@ class AmortizedGuide:
         params |= host_params(self.model, self.structure, args, kwargs)
         call = self.call_values(args, kwargs, found, 0, self._true_sizes, plates.rows)
         plates.open(call.sizes)
-        latents = self._run(params, args, kwargs, found, call, 0, plates.sample, plates.rows)
+        steps = self.steps(params, args, kwargs, found, call, 0, plates.rows)
+        latents = steps.run(plates.sample)
         plates.sample_unobserved(latents, found)
         return latents
 
@@ -319,7 +328,7 @@ class AmortizedGuide:
         """
         draws = PlainDraws(self.structure, given or {}, is_heavy, rng_key)
         call = self.call_values(args, kwargs, observations, batch_dims, true_sizes)
-        self._run(params, args, kwargs, observations, call, batch_dims, draws.sample)
+        self.steps(params, args, kwargs, observations, call, batch_dims).run(draws.sample)
         return draws
 
     def site_log_probs(
@@ -425,35 +434,25 @@ class AmortizedGuide:
             one = jax.vmap(one)
         return one(jax.random.split(rng_key, sample_shape))
 
-    def _run(
+    def steps(
         self,
         params: Mapping[str, Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Array],
         call: CallValues,
-        batch_dims: int,
-        draw: Callable[[SiteInfo, dist.Distribution], Array],
+        batch_dims: int = 0,
         rows: Mapping[str, Array] | None = None,
-    ) -> dict[str, Array]:
+    ) -> SiteSteps:
+        """This guide at one call, to go through its sites; values have batch axes to the left."""
         chain, standardisation = self._weights.unpack(params)
         contexts = chain.contexts(standardisation, observations, call, batch_dims)
-        latents: dict[str, Array] = {}
-        features: dict[str, Array] = {}
-        for site in self.structure.latents:
-            conditionals: Conditionals = {}
-            if site.is_conditional:
-                own = self._conditional(
-                    site, params, args, kwargs, {**latents, **(rows or {})}, batch_dims
-                )
-                conditionals = {site.name: own}
-            distribution = chain.distribution(
-                site, standardisation, contexts, features, conditionals
-            )
-            value = draw(site, distribution)
-            latents[site.name] = value
-            features[site.name] = chain.parent_features(standardisation, site, value, batch_dims)
-        return latents
+
+        def moments(site: SiteInfo, latents: Mapping[str, Array]) -> Moments:
+            values = {**latents, **(rows or {})}
+            return self._conditional(site, params, args, kwargs, values, batch_dims)
+
+        return SiteSteps(chain, standardisation, contexts, self.structure, moments, batch_dims)
 
     def call_values(
         self,

@@ -53,6 +53,31 @@ class NamedWeights:
         return eqx.combine(arrays, self._static), constants
 
 
+def join_params(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Parameters of several guides as those of an ensemble, by number under the same names.
+
+    Args:
+        members: Parameters of each guide; those of the model are taken from the first.
+    """
+    numbered = {str(number): params for number, params in enumerate(members)}
+    joined = {
+        name: {number: params[name] for number, params in numbered.items()}
+        for name in (PARAMS, STANDARDISATION)
+    }
+    return {**members[0], **joined}
+
+
+def member_params(params: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The parameters of one member of an ensemble, those of the model among them.
+
+    Args:
+        params: Parameters of the ensemble.
+        number: Number of the member.
+    """
+    own = {name: params[name][str(number)] for name in (PARAMS, STANDARDISATION)}
+    return {**params, **own}
+
+
 def model_at(model: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
     """The model with its own parameters at given values.
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-import pyro
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -19,7 +18,7 @@ from pyro_amortize.covariates import InputPlates
 from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
-from pyro_amortize.guides.chain import Conditionals, Contexts, PosteriorChain, build_chain
+from pyro_amortize.guides.chain import Contexts, PosteriorChain, build_chain
 from pyro_amortize.guides.draws import PlainDraws
 from pyro_amortize.guides.host_plates import HostPlates
 from pyro_amortize.guides.specifications import (
@@ -27,6 +26,8 @@ from pyro_amortize.guides.specifications import (
     resolve_densities,
     resolve_specifications,
 )
+from pyro_amortize.guides.steps import SiteSteps
+from pyro_amortize.guides.store import register_chain
 from pyro_amortize.layout import pack_moments
 from pyro_amortize.measure import Call, conditional_moments, measure
 from pyro_amortize.obs_mask import JoinedModel, keep_constants
@@ -69,6 +70,7 @@ class AmortizedGuide(PyroModule):
         TypeError: If an embedding or density is not a specification.
 
     Example:
+        >>> import pyro
         >>> import pyro.distributions as dist
         >>> def model(y=None):
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -103,6 +105,7 @@ class AmortizedGuide(PyroModule):
         super().__init__()
         self.observed, self.alternatives = read_observed(observed)
         # Not a submodule, whatever it is.
+        self._given_model = (model,)
         self._model = (JoinedModel(model, self.observed) if missing else model,)
         self.inputs = dict(inputs or {})
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
@@ -111,6 +114,7 @@ class AmortizedGuide(PyroModule):
         self._embedding = check_specifications("embedding", embedding, Embedding)
         self._densities = check_specifications("densities", densities, Density, DiscreteDensity)
         self._parents = parents
+        self.init_seed = 0  # of the networks; members of an ensemble have each their own
         self.setup_call: Call | None = None
         self._unbound: tuple[AmortizedGuide, ...] = ()
         self._store_name = "amortized"
@@ -123,6 +127,16 @@ class AmortizedGuide(PyroModule):
     def model(self) -> Callable[..., Any]:
         """The model that the guide was made for; its constants are kept wherever it runs."""
         return self._model[0]
+
+    @property
+    def user_model(self) -> Callable[..., Any]:
+        """The model as it was given."""
+        return self._given_model[0]
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the guide has its data fixed, by `bind`."""
+        return self._observations is not None
 
     @property
     def is_vectorized(self) -> bool:
@@ -195,7 +209,7 @@ class AmortizedGuide(PyroModule):
     def build(self, structure: ModelStructure, standardisation: Tensor) -> None:
         """Build the networks from a structure and constants; `setup` and `load` end here."""
         embeddings, densities = self.specifications(structure)
-        with seeded(0):
+        with seeded(self.init_seed):
             chain = build_chain(structure, embeddings, densities)
         self.chain = chain.to(standardisation.device)
         self.register_buffer("standardisation", standardisation)
@@ -267,7 +281,7 @@ class AmortizedGuide(PyroModule):
         self.register()
         call = self.call_values(args, kwargs, found, rows=plates.rows)
         plates.open(call.sizes)
-        latents = self._run(args, kwargs, found, call, 0, plates.sample, plates.rows)
+        latents = self.steps(args, kwargs, found, call, 0, plates.rows).run(plates.sample)
         plates.sample_unobserved(latents, found)
         return latents
 
@@ -305,15 +319,7 @@ class AmortizedGuide(PyroModule):
         Raises:
             RuntimeError: If the store holds another guide's parameters under their names.
         """
-        chain = self._chain()
-        pyro.module(self._store_name, chain)
-        name, parameter = next(iter(chain.named_parameters()))
-        stored: Any = pyro.get_param_store()[f"{self._store_name}$$${name}"]
-        if stored.unconstrained() is not parameter:
-            raise RuntimeError(
-                "AmortizedGuide: the parameter store holds the parameters of another guide, "
-                "which SVI would train in place of these; call pyro.clear_param_store() first"
-            )
+        register_chain(self._store_name, self._chain())
 
     def is_trained(self) -> bool:
         """Whether any parameter has moved since the networks were built."""
@@ -372,7 +378,7 @@ class AmortizedGuide(PyroModule):
         draws = PlainDraws(
             self.structure, call.sizes, (num_samples, *batch_shape), given or {}, is_heavy
         )
-        self._run(args, kwargs, observations, call, batch_dims, draws.sample)
+        self.steps(args, kwargs, observations, call, batch_dims).run(draws.sample)
         return draws
 
     def site_log_probs(
@@ -442,35 +448,26 @@ class AmortizedGuide(PyroModule):
         parts = self.site_log_probs(args, kwargs, latents, repeated, batch_dims=1)
         return torch.stack([part.reshape(num_draws, -1).sum(1) for part in parts.values()]).sum(0)
 
-    def _run(
+    def steps(
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Tensor],
         call: CallValues,
-        batch_dims: int,
-        draw: Callable[[SiteInfo, Any], Tensor],
+        batch_dims: int = 0,
         rows: Mapping[str, Tensor] | None = None,
-    ) -> dict[str, Tensor]:
-        """Go through the sites; values are in the host's layout, batch axes to the left."""
+    ) -> SiteSteps:
+        """This guide at one call, to go through its sites; values have batch axes to the left."""
         constants, contexts = self._contexts(observations, call, batch_dims)
-        chain, model, structure = self._chain(), with_rows(self.model, rows), self.structure
-        nesting, is_vectorized = structure.max_plate_nesting, self.is_vectorized
-        latents: dict[str, Tensor] = {}
-        features: dict[str, Tensor] = {}
-        for site in structure.latents:
-            conditionals: Conditionals = {}
-            if site.is_conditional:
-                moments = conditional_moments(
-                    model, structure, site, (args, kwargs), latents, is_vectorized=is_vectorized
-                )
-                conditionals = {site.name: moments}
-            distribution = chain.distribution(site, constants, contexts, features, conditionals)
-            value = draw(site, distribution)
-            latents[site.name] = value
-            extra = max(value.ndim - len(site.event_shape) - nesting, 0)
-            features[site.name] = chain.parent_features(constants, site, value, extra)
-        return latents
+        model, structure = with_rows(self.model, rows), self.structure
+
+        def moments(site: SiteInfo, latents: Mapping[str, Tensor]) -> Moments:
+            is_vectorized, own = self.is_vectorized, (args, kwargs)
+            return conditional_moments(
+                model, structure, site, own, latents, is_vectorized=is_vectorized
+            )
+
+        return SiteSteps(self._chain(), constants, contexts, structure, moments)
 
     def call_values(
         self,

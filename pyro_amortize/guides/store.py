@@ -1,0 +1,28 @@
+"""The host's parameter store, from which its `SVI` trains a guide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+from torch import nn
+
+
+def register_chain(store_name: str, chain: nn.Module) -> None:
+    """Put the networks of a guide into the store.
+
+    Args:
+        store_name: Prefix of the names of its parameters.
+        chain: The networks.
+
+    Raises:
+        RuntimeError: If the store holds another guide's parameters under their names.
+    """
+    pyro.module(store_name, chain)
+    name, parameter = next(iter(chain.named_parameters()))
+    stored: Any = pyro.get_param_store()[f"{store_name}$$${name}"]
+    if stored.unconstrained() is not parameter:
+        raise RuntimeError(
+            "AmortizedGuide: the parameter store holds the parameters of another guide, "
+            "which SVI would train in place of these; call pyro.clear_param_store() first"
+        )
