@@ -10,7 +10,7 @@ from numpyro_amortize.densities import (
 from numpyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from numpyro_amortize.fit import fit
 from numpyro_amortize.guides import AmortizedGuide, EnsembleGuide
-from numpyro_amortize.handlers import add_path, fill_missing
+from numpyro_amortize.handlers import TruncatedPrior, add_path, fill_missing, truncated_prior
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
 from numpyro_amortize.objectives import (
@@ -30,6 +30,7 @@ from numpyro_amortize.objectives import (
 )
 from numpyro_amortize.posterior import AmortizedPosterior, Posterior
 from numpyro_amortize.refine import refine
+from numpyro_amortize.sequential import fit_sequential
 from numpyro_amortize.simulate import Simulations, simulate
 from numpyro_amortize.structure import ModelStructure
 
@@ -60,12 +61,15 @@ __all__ = [
     "SplineFlowDensity",
     "TrainingHistory",
     "TrajectoryBalance",
+    "TruncatedPrior",
     "VIBLoss",
     "WakeSleep",
     "WeightedELBO",
     "add_path",
     "fill_missing",
     "fit",
+    "fit_sequential",
     "refine",
     "simulate",
+    "truncated_prior",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ class TrainingHistory:
         seconds: Wall time, compilation included.
         plate_sizes: Smallest and largest size of every plate seen in training.
         best_step: With early stopping the step whose parameters were kept, else None.
+        acceptance_rates: For each round of `fit_sequential` the fraction of prior draws in the
+            region from which it simulated.
     """
 
     losses: np.ndarray
@@ -31,6 +34,7 @@ class TrainingHistory:
     seconds: float = 0.0
     plate_sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     best_step: int | None = None
+    acceptance_rates: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         text = (
@@ -38,7 +42,11 @@ class TrainingHistory:
             f"{self.held_out_losses[0]:.3f} -> {self.held_out_losses[-1]:.3f} nats"
         )
         if self.best_step is not None:
-            text += f", {self.held_out_losses.min():.3f} at step {self.best_step}, which is kept"
+            best = self.held_out_losses[self.held_out_steps == self.best_step][0]
+            text += f", {best:.3f} at step {self.best_step}, which is kept"
+        if self.acceptance_rates:
+            rates = ", ".join(f"{rate:.2g}" for rate in self.acceptance_rates)
+            text += f"; acceptance rates by round {rates}"
         if self.num_nonfinite:
             text += (
                 f"; {self.num_nonfinite} of {self.num_simulations} simulations were not finite "
@@ -57,6 +65,7 @@ class TrainingHistory:
             "seconds": self.seconds,
             "plate_sizes": {name: list(sizes) for name, sizes in self.plate_sizes.items()},
             "best_step": self.best_step,
+            "acceptance_rates": list(self.acceptance_rates),
         }
 
     @classmethod
@@ -71,4 +80,27 @@ class TrainingHistory:
             seconds=state["seconds"],
             plate_sizes={name: tuple(sizes) for name, sizes in state["plate_sizes"].items()},
             best_step=state.get("best_step"),
+            acceptance_rates=tuple(state.get("acceptance_rates", ())),
         )
+
+
+def joined_histories(histories: Sequence[TrainingHistory]) -> TrainingHistory:
+    """Training runs one after the other as one, with the best step of the last.
+
+    Args:
+        histories: The runs, at least one.
+    """
+    lengths = [len(each.losses) for each in histories]
+    before = np.cumsum([0, *lengths[:-1]])
+    last = histories[-1]
+    steps = [each.held_out_steps + start for each, start in zip(histories, before, strict=True)]
+    return replace(
+        last,
+        losses=np.concatenate([each.losses for each in histories]),
+        held_out_steps=np.concatenate(steps),
+        held_out_losses=np.concatenate([each.held_out_losses for each in histories]),
+        num_simulations=sum(each.num_simulations for each in histories),
+        num_nonfinite=sum(each.num_nonfinite for each in histories),
+        seconds=sum(each.seconds for each in histories),
+        best_step=None if last.best_step is None else int(before[-1]) + last.best_step,
+    )

@@ -10,7 +10,7 @@ from pyro_amortize.densities import (
 from pyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from pyro_amortize.fit import fit
 from pyro_amortize.guides import AmortizedGuide, EnsembleGuide
-from pyro_amortize.handlers import add_path, fill_missing
+from pyro_amortize.handlers import TruncatedPrior, add_path, fill_missing, truncated_prior
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
 from pyro_amortize.objectives import (
@@ -30,6 +30,7 @@ from pyro_amortize.objectives import (
 )
 from pyro_amortize.posterior import AmortizedPosterior, Posterior
 from pyro_amortize.refine import refine
+from pyro_amortize.sequential import fit_sequential
 from pyro_amortize.simulate import Simulations, simulate
 from pyro_amortize.structure import ModelStructure
 
@@ -60,12 +61,15 @@ __all__ = [
     "SplineFlowDensity",
     "TrainingHistory",
     "TrajectoryBalance",
+    "TruncatedPrior",
     "VIBLoss",
     "WakeSleep",
     "WeightedELBO",
     "add_path",
     "fill_missing",
     "fit",
+    "fit_sequential",
     "refine",
     "simulate",
+    "truncated_prior",
 ]

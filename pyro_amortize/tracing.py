@@ -134,7 +134,7 @@ def run_model(
     def batched() -> None:
         with ExitStack() as stack:
             for axis, size in enumerate(reversed(batch_shape)):
-                name = f"_amortize_batch_{axis}"
+                name = f"_amortize_batch_{depth + axis}"  # a run may be inside of another
                 stack.enter_context(pyro.plate(name, size, dim=-depth - 1 - axis))
             free(*args, **kwargs)
 

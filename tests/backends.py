@@ -88,6 +88,29 @@ class NumPyroHost:
     def simulate(self, model, num, *, seed=0, **options):
         return self.package.simulate(model, num, rng_key=self.key(seed), **options)
 
+    def run(self, model, seed=0):
+        """One run of a model: values and log densities by sample site."""
+        handlers = importlib.import_module("numpyro.handlers")
+        trace = handlers.trace(handlers.seed(model, self.key(seed))).get_trace()
+        return {
+            name: (np.asarray(site["value"]), np.asarray(site["fn"].log_prob(site["value"])))
+            for name, site in trace.items()
+            if site["type"] == "sample"
+        }
+
+    def truncated_prior(self, model, amortized, *args, seed=0, **options):
+        return self.package.truncated_prior(
+            model, amortized.guide, amortized.params, *args, rng_key=self.key(seed), **options
+        )
+
+    def simulate_truncated(self, truncated, num, seed=0):
+        return truncated.simulate(num, rng_key=self.key(seed))
+
+    def fit_sequential(self, model, guide, *args, seed=0, **options):
+        return self.package.fit_sequential(
+            model, guide, *args, progress_bar=False, rng_key=self.key(seed), **options
+        )
+
     def build_density(self, spec, num_sites, event_size, context_size, seed=0, support=()):
         return spec.build(num_sites, event_size, context_size, *support, self.key(seed))
 
@@ -367,6 +390,30 @@ class PyroHost:
     def simulate(self, model, num, *, seed=0, **options):
         self.seed(seed)
         return self.package.simulate(model, num, **options)
+
+    def run(self, model, seed=0):
+        """One run of a model: values and log densities by sample site."""
+        self.seed(seed)
+        trace = importlib.import_module("pyro.poutine").trace(model).get_trace()
+        trace.compute_log_prob()
+        return {
+            name: (numpy_tree(site["value"]), numpy_tree(site["log_prob"]))
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+        }
+
+    def truncated_prior(self, model, amortized, *args, seed=0, **options):
+        self.seed(seed)
+        return self.package.truncated_prior(model, amortized.guide, *args, **options)
+
+    def simulate_truncated(self, truncated, num, seed=0):
+        self.seed(seed)
+        return truncated.simulate(num)
+
+    def fit_sequential(self, model, guide, *args, seed=0, **options):
+        self._pyro.clear_param_store()
+        self.seed(seed)
+        return self.package.fit_sequential(model, guide, *args, progress_bar=False, **options)
 
     def build_density(self, spec, num_sites, event_size, context_size, seed=0, support=()):
         self.seed(seed)

@@ -60,6 +60,7 @@ CATALOGUE = (
     Entry("SplineFlowDensity", "density", ("conjugate_normal",), GAUSSIAN),
     Entry("TrainingHistory", "result"),
     Entry("TrajectoryBalance", "objective", ("conjugate_normal",), GAUSSIAN),
+    Entry("TruncatedPrior", "result"),
     Entry("VIS", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("WakeSleep", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("VIBLoss", "objective", ("conjugate_normal",), GAUSSIAN),
@@ -67,6 +68,8 @@ CATALOGUE = (
     Entry("add_path", "handler"),
     Entry("fill_missing", "handler"),
     Entry("fit", "function"),
+    Entry("fit_sequential", "function"),
     Entry("refine", "function"),
     Entry("simulate", "function"),
+    Entry("truncated_prior", "handler"),
 )

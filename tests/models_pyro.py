@@ -482,6 +482,13 @@ def headings(y=None):
 # Models that a guide must refuse, or that go wrong while they are simulated.
 
 
+def prior_from_data(y=None):
+    """An empirical Bayes prior, which needs the data before it can simulate."""
+    z = pyro.sample("z", dist.Normal(0.0 if y is None else y.mean(), 1.0))
+    with pyro.plate("rows", 4, dim=-1):
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
 def no_latent(y=None):
     pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
 

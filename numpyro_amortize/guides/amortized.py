@@ -393,15 +393,12 @@ class AmortizedGuide:
             Shape `(num_draws,)`, in nats, constrained space.
         """
         found = self.find_observations(args, kwargs, observations)
-        num_draws = len(next(iter(latents.values())))
-        repeated = {
-            name: jnp.broadcast_to(value, (num_draws, *value.shape))
-            for name, value in found.items()
-        }
-        parts = self.site_log_probs(params, args, kwargs, latents, repeated, batch_dims=1)
-        return jnp.sum(
-            jnp.stack([part.reshape(num_draws, -1).sum(1) for part in parts.values()]), axis=0
-        )
+
+        def one(latents: Mapping[str, Array]) -> Array:  # the data are embedded once for all
+            parts = self.site_log_probs(params, args, kwargs, latents, found)
+            return jnp.sum(jnp.stack([jnp.sum(part) for part in parts.values()]))
+
+        return jax.vmap(one)(dict(latents))
 
     def sample_posterior(
         self,

@@ -2,5 +2,6 @@
 
 from numpyro_amortize.handlers.missing import fill_missing
 from numpyro_amortize.handlers.path import add_path
+from numpyro_amortize.handlers.truncated_prior import TruncatedPrior, truncated_prior
 
-__all__ = ["add_path", "fill_missing"]
+__all__ = ["TruncatedPrior", "add_path", "fill_missing", "truncated_prior"]

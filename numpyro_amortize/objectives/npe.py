@@ -255,6 +255,19 @@ class NPE(ELBO):
         own._true_sizes = true_sizes
         return own
 
+    def on_bank(self, simulations: Simulations) -> NPE:
+        """This objective on a fixed bank of simulations.
+
+        Args:
+            simulations: The bank.
+        """
+        return NPE(
+            self.num_simulations,
+            simulations=simulations,
+            nonfinite=self.nonfinite,
+            missing=self.missing,
+        )
+
     def _site_losses(
         self,
         rng_key: Array,

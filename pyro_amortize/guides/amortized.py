@@ -397,7 +397,8 @@ class AmortizedGuide(PyroModule):
             args: The model's positional arguments.
             kwargs: The model's keyword arguments.
             latents: Constrained values with `batch_dims` leading axes.
-            observations: Data by site with `batch_dims` leading axes.
+            observations: Data by site with `batch_dims` leading axes, of length 1 where all share
+                the data, which are then embedded once.
             batch_dims: Number of leading axes.
             conditionals: The model's location and scale at conditional sites, if already
                 known from a simulation; read by tracing the model otherwise.
@@ -444,8 +445,8 @@ class AmortizedGuide(PyroModule):
         """
         found = self.find_observations(args, kwargs, observations)
         num_draws = len(next(iter(latents.values())))
-        repeated = {name: value.expand(num_draws, *value.shape) for name, value in found.items()}
-        parts = self.site_log_probs(args, kwargs, latents, repeated, batch_dims=1)
+        once = {name: value[None] for name, value in found.items()}
+        parts = self.site_log_probs(args, kwargs, latents, once, batch_dims=1)
         return torch.stack([part.reshape(num_draws, -1).sum(1) for part in parts.values()]).sum(0)
 
     def steps(

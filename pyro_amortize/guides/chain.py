@@ -205,7 +205,7 @@ class PosteriorChain(nn.Module):
 
         Args:
             standardisation: The constants.
-            contexts: From `contexts`, with the same batch axes.
+            contexts: From `contexts`, with these batch axes or 1 in the place of some.
             latents: Constrained values, `(*batch, *plates, *event)`.
             conditionals: The model's location and scale of conditional sites, packed.
             batch_dims: Number of batch axes.
@@ -237,7 +237,7 @@ class PosteriorChain(nn.Module):
                 (packed[name][0] - loc) / scale
                 for name, (loc, scale) in zip(names, moments, strict=True)
             ]
-            inputs = torch.stack(stacked)
+            inputs = torch.stack(torch.broadcast_tensors(*stacked))
             density = self.heads[group](inputs)
             if sites[0].coupled:
                 common = torch.stack([contexts.common[name] for name in names])
@@ -261,7 +261,7 @@ class PosteriorChain(nn.Module):
         loc, scale = (
             torch.stack(list(parts)).reshape(plain) for parts in zip(*moments, strict=True)
         )
-        density: Any = self.heads[group](torch.stack(list(inputs)))
+        density: Any = self.heads[group](torch.stack(torch.broadcast_tensors(*inputs)))
         log_prob = density.scaled(loc, scale).log_prob(value)
         return dict(zip(self.groups[group], log_prob, strict=True))
 

@@ -243,6 +243,19 @@ class NPE(ELBO):
             missing=self.missing,
         )
 
+    def on_bank(self, simulations: Simulations) -> NPE:
+        """This objective on a fixed bank of simulations.
+
+        Args:
+            simulations: The bank.
+        """
+        return NPE(
+            self.num_simulations,
+            simulations=simulations,
+            nonfinite=self.nonfinite,
+            missing=self.missing,
+        )
+
     def _site_losses(
         self,
         model: Callable[..., Any],

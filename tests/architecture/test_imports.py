@@ -45,6 +45,7 @@ LAYERS = (
     {
         "fit",
         "early_stopping",
+        "sequential",
         "clipping",
         "training_step",
         "padding",

@@ -66,6 +66,11 @@ class Case:
         found = score(self.amortized.params, (), call, latents, data, batch_dims=1)
         return numpy_tree(found)
 
+    def log_prob(self, call, latents):
+        """Of the guide at draws that share the data, which are embedded once, `(NUM,)`."""
+        params = (self.amortized.params,) if self.host.name == "numpyro" else ()
+        return numpy_tree(self.guide.log_prob(*params, self.host.arrays(latents), **call))
+
 
 def hosted(host, arguments):
     return {
@@ -108,6 +113,7 @@ def test_densities_of_draws_are_those_of_the_sites(case):
     assert set(parts) == set(latents)
     by_site = sum(part.reshape(NUM, -1).sum(1) for part in parts.values())
     np.testing.assert_allclose(total, by_site, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(case.log_prob(call, latents), total, rtol=1e-4, atol=1e-4)
     assert np.isfinite(total).all()
     assert np.isfinite(host.log_joint(posterior, latents)).all()
 

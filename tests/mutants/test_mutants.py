@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from tests.catalogue import GAUSSIAN
-from tests.contract import test_importance, test_spline, test_supports, test_traps
+from tests.contract import (
+    test_importance,
+    test_spline,
+    test_supports,
+    test_traps,
+    test_truncated_prior,
+)
 from tests.problems import PROBLEMS
 from tests.statistical import test_expected_gap as gaps
 
@@ -159,3 +165,18 @@ def test_defensive_draws_weighed_as_the_guides_own(host, monkeypatch):
     module = host.module("importance")
     monkeypatch.setattr(module, "_mixture", lambda log_tails, heavy: 0.0 * log_tails)
     assert is_red(check, host)
+
+
+def test_truncation_of_the_wrong_tail(host, monkeypatch):
+    """Red: `test_what_is_cut_off_of_the_guide`."""
+    check = test_truncated_prior.test_what_is_cut_off_of_the_guide
+    assert not is_red(check, host, False, 0.1)  # noqa: FBT003
+    module = host.module("handlers.truncated_prior")
+    threshold = module._threshold
+
+    def wrong(*arguments):
+        swapped = [1 - each if isinstance(each, float) else each for each in arguments]
+        return threshold(*swapped)
+
+    monkeypatch.setattr(module, "_threshold", wrong)
+    assert is_red(check, host, False, 0.1)  # noqa: FBT003
