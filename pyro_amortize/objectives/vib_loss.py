@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -111,6 +111,7 @@ def _check_labels(
     _check_reads(
         {name: get_provenance(site["value"]) for name, site in samples(sites.guide)},
         {name: get_provenance(sites.model[name]["value"]) for name in sites.data()},
+        getattr(guide, "observed", ()),
     )
 
 
@@ -125,15 +126,23 @@ def _tracked(value: Any, name: str) -> Any:
 
 
 def _check_reads(
-    latents: Mapping[str, frozenset[str]], labels: Mapping[str, frozenset[str]]
+    latents: Mapping[str, frozenset[str]],
+    labels: Mapping[str, frozenset[str]],
+    observed: Collection[str],
 ) -> None:
     """Raise a ValueError if a latent site of the guide depends on what the labels are made of.
 
     Args:
         latents: The arguments that each latent site of the guide depends on.
         labels: The arguments that each observed site of the model is made of.
+        observed: Sites that the guide reads; their data may be bound to it.
     """
     for name, own in labels.items():
+        if name in observed:
+            raise ValueError(
+                f"site '{name}': the guide reads the labels at it. Write a guide that reads the "
+                "inputs alone, or use WeightedELBO for the posterior given the labels"
+            )
         if not own:
             raise ValueError(
                 f"site '{name}': its labels are in no argument of the model, so that it cannot be "
