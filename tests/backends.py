@@ -70,6 +70,10 @@ class NumPyroHost:
             model, guide, objective, progress_bar=False, rng_key=self.key(seed), **options
         )
 
+    def start_from(self, amortized):
+        """Options of `fit` that go on with the same guide."""
+        return {"params": amortized.params}
+
     def model_args(self, draw):
         """A sampler of arguments for NPE from `draw(rng)` with a NumPy generator."""
 
@@ -369,6 +373,10 @@ class PyroHost:
         self._pyro.clear_param_store()
         self.seed(seed)
         return self.package.fit(model, guide, objective, progress_bar=False, **options)
+
+    def start_from(self, amortized):
+        """Options of `fit` that go on with the same guide, which keeps its networks."""
+        return {}
 
     def model_args(self, draw):
         """A sampler of arguments for NPE from `draw(rng)` with a NumPy generator."""

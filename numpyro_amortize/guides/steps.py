@@ -35,6 +35,7 @@ class SiteSteps:
     ) -> None:
         self._chain, self._standardisation, self._contexts = chain, standardisation, contexts
         self._structure, self._moments, self._batch_dims = structure, moments, batch_dims
+        self._parents = {name for site in structure.latents for name in site.parents}
         self._features: dict[str, Array] = {}
         self.latents: dict[str, Array] = {}
 
@@ -50,6 +51,8 @@ class SiteSteps:
     def take(self, site: SiteInfo, value: Array) -> None:
         """Go on from a value of a site, in the host's layout, batch axes to the left."""
         self.latents[site.name] = value
+        if site.name not in self._parents:
+            return
         self._features[site.name] = self._chain.parent_features(
             self._standardisation, site, value, self._batch_dims
         )

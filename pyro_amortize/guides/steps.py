@@ -33,6 +33,7 @@ class SiteSteps:
     ) -> None:
         self._chain, self._standardisation, self._contexts = chain, standardisation, contexts
         self._structure, self._moments = structure, moments
+        self._parents = {name for site in structure.latents for name in site.parents}
         self._features: dict[str, Tensor] = {}
         self.latents: dict[str, Tensor] = {}
 
@@ -48,6 +49,8 @@ class SiteSteps:
     def take(self, site: SiteInfo, value: Tensor) -> None:
         """Go on from a value of a site, in the host's layout, batch axes to the left."""
         self.latents[site.name] = value
+        if site.name not in self._parents:
+            return
         nesting = self._structure.max_plate_nesting
         extra = max(value.ndim - len(site.event_shape) - nesting, 0)
         self._features[site.name] = self._chain.parent_features(

@@ -7,7 +7,8 @@ from tests.catalogue import CATALOGUE
 from tests.conftest import forget_compiled_code, require
 from tests.contract.test_shapes import Case, train
 
-pytestmark = pytest.mark.slow
+# Some objectives warn of what untrained guides and models without trained scales are bound to have.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 OBJECTIVES = {
     "NPE": lambda package: package.NPE(4),
@@ -20,7 +21,7 @@ OBJECTIVES = {
     "WeightedELBO": lambda package: package.WeightedELBO(2, kl_weight=0.5, free_bits=0.01),
     "DataEmphasizedELBO": lambda package: package.DataEmphasizedELBO(2.0),
     "InfoELBO": lambda package: package.InfoELBO(0.0, 10.0),
-    "DIPELBO": lambda package: package.DIPELBO(1.0, 1.0, variant="i"),
+    "DIPELBO": lambda package: package.DIPELBO(1.0, 1.0, variant="i", num_particles=2),
     "VIBLoss": lambda package: package.VIBLoss(0.5),
     "Mixed": lambda package: package.Mixed({package.NPE(2): 0.5, package.IWAE(2): 0.5}),
 }
@@ -51,8 +52,7 @@ BETWEEN_ELEMENTS = {
 REFUSALS = {
     "InfoELBO": {name: text.format("InfoELBO") for name, text in BETWEEN_ELEMENTS.items()},
     "DIPELBO": {name: text.format("DIPELBO") for name, text in BETWEEN_ELEMENTS.items()},
-    "VIBLoss": dict.fromkeys(CAPABILITIES, "site '.*': the guide reads the labels at it")
-    | {"discrete latents": REPARAMETERISED},
+    "VIBLoss": dict.fromkeys(CAPABILITIES, "site '.*': the guide reads the labels at it"),
     **{
         name: {"discrete latents": REPARAMETERISED}
         for name in ("IWAE", "Mixed", "WeightedELBO", "DataEmphasizedELBO")

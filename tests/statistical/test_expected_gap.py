@@ -115,10 +115,20 @@ def test_iwae_reaches_the_exact_posterior(host, gradient):
 
 
 @pytest.mark.slow
-def test_mixed_reaches_the_exact_posterior(host):
+@pytest.mark.parametrize("name", ["conjugate_normal", "linear_gaussian_2"])
+def test_mixed_reaches_the_exact_posterior(host, name):
     package = host.package
     objective = package.Mixed({package.NPE(2): 0.5, package.IWAE(4): 0.5})
-    assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
+    assert_bound_reaches_the_exact_posterior(host, name, objective)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["conjugate_normal", "linear_gaussian_2"])
+def test_switched_training_reaches_the_exact_posterior(host, name):
+    """The same guide, some steps on simulations and then as many as ever by a bound."""
+    package = host.package
+    before = package.NPE(2), 300
+    assert_bound_reaches_the_exact_posterior(host, name, package.IWAE(4), before=before)
 
 
 FORWARD = {  # by the divergence from the posterior to the guide
@@ -144,7 +154,7 @@ def test_trajectory_balance_reaches_the_exact_posterior(host, noise):
     assert_bound_reaches_the_exact_posterior(host, "conjugate_normal", objective)
 
 
-def assert_bound_reaches_the_exact_posterior(host, name, objective):
+def assert_bound_reaches_the_exact_posterior(host, name, objective, *, before=None):
     problem, (num_datasets, steps, rate) = PROBLEMS[name], ELBO_RUNS[name]
     model = getattr(host.models, f"{name}_many")
     _, observations = problem.sample_joint(np.random.default_rng(2), num_datasets)
@@ -153,7 +163,15 @@ def assert_bound_reaches_the_exact_posterior(host, name, objective):
     if name != "conjugate_normal":  # correlated: one triangular affine map is exact
         density = host.package.SplineFlowDensity(num_transforms=2)
     guide = host.guide(model, observed="x", sizes={"num_datasets": "datasets"}, densities=density)
-    amortized = host.fit(model, guide, objective, args=args, num_steps=steps, learning_rate=rate)
+    options = {}
+    if before:
+        first, num_steps = before
+        arguments = (None, num_datasets)
+        amortized = host.fit(model, guide, first, args=arguments, num_steps=num_steps)
+        options = host.start_from(amortized)
+    amortized = host.fit(
+        model, guide, objective, args=args, num_steps=steps, learning_rate=rate, **options
+    )
     rounds = 8
     latents, fresh = problem.sample_joint(np.random.default_rng(3), rounds * num_datasets)
     shape = (rounds, num_datasets)
