@@ -118,3 +118,20 @@ def supports():
     numpyro.sample("vector", dist.LogNormal(jnp.zeros(2), 1.0).to_event(1))
     numpyro.sample("matrix", dist.LKJCholesky(2, 2.0))
     numpyro.sample("label", dist.Bernoulli(0.3))
+
+
+def two_modes():
+    """0.7 Normal(-3, 0.5) + 0.3 Normal(3, 0.5)."""
+    means, sds = jnp.array([-3.0, 3.0]), jnp.array([0.5, 0.5])
+    numpyro.sample("z", _mixture(jnp.log(jnp.array([0.7, 0.3])), means, sds))
+
+
+def guide_of_two_modes():
+    logits, means, log_sds = (
+        numpyro.param(name, jnp.zeros(2)) for name in ("logits", "means", "log_sds")
+    )
+    numpyro.sample("z", _mixture(logits, means, jnp.exp(log_sds)))
+
+
+def _mixture(logits, means, sds):
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(means, sds))

@@ -118,3 +118,20 @@ def supports():
     pyro.sample("vector", dist.LogNormal(torch.zeros(2), 1.0).to_event(1))
     pyro.sample("matrix", dist.LKJCholesky(2, 2.0))
     pyro.sample("label", dist.Bernoulli(0.3))
+
+
+def two_modes():
+    """0.7 Normal(-3, 0.5) + 0.3 Normal(3, 0.5)."""
+    means, sds = torch.tensor([-3.0, 3.0]), torch.tensor([0.5, 0.5])
+    pyro.sample("z", _mixture(torch.log(torch.tensor([0.7, 0.3])), means, sds))
+
+
+def guide_of_two_modes():
+    logits, means, log_sds = (
+        pyro.param(name, torch.zeros(2)) for name in ("logits", "means", "log_sds")
+    )
+    pyro.sample("z", _mixture(logits, means, torch.exp(log_sds)))
+
+
+def _mixture(logits, means, sds):
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(means, sds))

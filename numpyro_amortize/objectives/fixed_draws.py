@@ -24,8 +24,8 @@ class FixedDrawsObjective(ParticleObjective, ABC):
     Args:
         num_particles: Draws of the guide, K.
         least: The fewest that make sense.
-        noise: Largest standard deviation of noise that is added to the draws. It grows evenly
-            over the particles, from zero at the first: some explore, some stay with the guide.
+        noise: Standard deviation of noise that is added to every second draw: half of them
+            explore, half stay with the guide.
     """
 
     can_infer_discrete = True  # the host's flag: no gradient passes through a draw
@@ -86,7 +86,7 @@ class FixedDrawsObjective(ParticleObjective, ABC):
                 level, log_weights.shape
             )
 
-        noise = self.noise * jnp.linspace(0.0, 1.0, self.num_particles)
+        noise = self.noise * (jnp.arange(self.num_particles) % 2)
         log_weights, level = jax.vmap(score)(jax.vmap(draw)(keys, noise))
         plan.check_every(log_weights)
         if level is None:

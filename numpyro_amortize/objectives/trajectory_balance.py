@@ -22,8 +22,10 @@ class TrajectoryBalance(FixedDrawsObjective):
     that latents may be discrete, and the parameters of the model are not trained. Steps of a
     trajectory are latent sites; `add_path` around the model makes them for a continuous one.
     Use it where the posterior has modes that other objectives at the data miss, with `noise` of
-    about their distance. Avoid it with many latents that share their weights, whose log weights
-    spread over hundreds of nats at the start; without noise it is `SelfConsistency`.
+    about their distance and a guide whose family can follow the density of the model that far:
+    squares of log weights far out outweigh the others. Avoid it with many latents that share
+    their weights, whose log weights spread over hundreds of nats at the start. Without noise and
+    site `log_z` it is `SelfConsistency`.
 
     Args:
         num_particles: Draws, K.
@@ -31,9 +33,8 @@ class TrajectoryBalance(FixedDrawsObjective):
             and makes the loss their unbiased variance; `"amortized"` reads `log Z` from a
             deterministic site `log_z` of the guide, a guide of your own, with the shape of the
             plates with weights of their own, or a scalar.
-        noise: Largest standard deviation of normal noise that is added to the draws, site by
-            site on the unconstrained scale and in its units. It grows evenly over the draws,
-            from zero at the first. Discrete sites get none.
+        noise: Standard deviation of normal noise that is added to every second draw, site by
+            site on the unconstrained scale and in its units. Discrete sites get none.
 
     Raises:
         ValueError: If `num_particles` is below 2, `log_z` unknown or `noise` negative; in use, if

@@ -23,8 +23,8 @@ class FixedDrawsObjective(ParticleObjective, ABC):
     Args:
         num_particles: Draws of the guide, K.
         least: The fewest that make sense.
-        noise: Largest standard deviation of noise that is added to the draws. It grows evenly
-            over the particles, from zero at the first: some explore, some stay with the guide.
+        noise: Standard deviation of noise that is added to every second draw: half of them
+            explore, half stay with the guide.
     """
 
     def __init__(self, num_particles: int, *, least: int, noise: float = 0.0) -> None:
@@ -55,7 +55,7 @@ class FixedDrawsObjective(ParticleObjective, ABC):
             The loss, a scalar.
         """
         run = self.start(model, guide, args, kwargs)
-        noise = self.noise * torch.linspace(0.0, 1.0, self.num_particles)
+        noise = self.noise * (torch.arange(self.num_particles) % 2)
         with torch.no_grad():
             values, drawn = (widened(run, noise) if self.noise else run).guide_values({})
             model_trace = run.model_trace(values)
