@@ -41,16 +41,27 @@ CAPABILITIES = {
     "series": "panels",
 }
 REPARAMETERISED = "site 'z': is (discrete|not reparameterised), and"
-IN_NO_PLATE = "(is|are) in no plate, and {} (is for|compares)"
+IN_NO_PLATE = "sites .* are in no plate, and {} compares"
+ABOVE_ROWS = (
+    "latents above rows",
+    "sites that depend on each other",
+    "supports",
+    "inputs",
+    "missing values",
+)
 BETWEEN_ELEMENTS = {
-    **dict.fromkeys(CAPABILITIES, IN_NO_PLATE),
-    "latents of rows": "site 'x_1': its prior depends on .'x_0'., and {}",
+    **dict.fromkeys(ABOVE_ROWS, IN_NO_PLATE),
     "crossed plates": "site 'a': is in plates .'rows'. and site 'b' in .'columns'.; {} needs all",
     "discrete latents": REPARAMETERISED,
 }
+FROM_OWN_PRIORS = {
+    **dict.fromkeys(CAPABILITIES, "site '.*': is in no plate, and {} is for"),
+    **BETWEEN_ELEMENTS,
+    "latents of rows": "site 'x_1': its prior depends on .'x_0'., and {}",
+}
 # Regular expressions of the refusals, by objective and capability; the rest must train.
 REFUSALS = {
-    "InfoELBO": {name: text.format("InfoELBO") for name, text in BETWEEN_ELEMENTS.items()},
+    "InfoELBO": {name: text.format("InfoELBO") for name, text in FROM_OWN_PRIORS.items()},
     "DIPELBO": {name: text.format("DIPELBO") for name, text in BETWEEN_ELEMENTS.items()},
     "VIBLoss": dict.fromkeys(CAPABILITIES, "site '.*': the guide reads the labels at it"),
     **{
