@@ -13,6 +13,7 @@ Each problem is a frozen dataclass with
 
 from tests.problems.autoregression import Autoregression
 from tests.problems.beta_binomial import BetaBinomial
+from tests.problems.binary_digits import BinaryDigits
 from tests.problems.blob_image import BlobImage
 from tests.problems.conjugate_normal import ConjugateNormal
 from tests.problems.crossed_effects import CrossedEffects
@@ -55,6 +56,7 @@ __all__ = [
     "PROBLEMS",
     "Autoregression",
     "BetaBinomial",
+    "BinaryDigits",
     "BlobImage",
     "ConjugateNormal",
     "CrossedEffects",
