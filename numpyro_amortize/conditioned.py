@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.guides import AnyGuide
 from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from numpyro_amortize.measure import Call
@@ -33,7 +33,7 @@ class ConditionedGuide:
 
     def __init__(
         self,
-        guide: AmortizedGuide,
+        guide: AnyGuide,
         params: Mapping[str, Any],
         call: Call,
         padded: PaddedCall,
@@ -136,7 +136,7 @@ class ConditionedGuide:
 
 @eqx.filter_jit
 def _sample(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     params: Mapping[str, Any],
     call: Call,
     observations: Mapping[str, Array],
@@ -165,7 +165,7 @@ def _sample(
 
 @eqx.filter_jit
 def _log_prob(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     params: Mapping[str, Any],
     call: Call,
     observations: Mapping[str, Array],
@@ -186,7 +186,7 @@ def total(parts: Iterable[Array], batch_dims: int) -> Array:
 
 @eqx.filter_jit
 def _joint(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     params: Mapping[str, Any],
     call: Call,
     latents: Mapping[str, Array],
@@ -200,7 +200,7 @@ def _joint(
 
 @eqx.filter_jit
 def _replay(
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     params: Mapping[str, Any],
     call: Call,
     values: Mapping[str, Array],

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from numpyro_amortize.arguments import drawn_call
 from numpyro_amortize.early_stopping import early_stopping
-from numpyro_amortize.guides import AmortizedGuide
+from numpyro_amortize.fit_members import fit_members
+from numpyro_amortize.guides import AmortizedGuide, AnyGuide, EnsembleGuide
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.measure import Call
 from numpyro_amortize.objectives import NPE
@@ -36,7 +37,7 @@ _CHECKED_SIMULATIONS = 1000
 
 def fit(
     model: Callable[..., Any],
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     objective: ELBO,
     *,
     args: tuple[Any, ...] = (),
@@ -60,7 +61,8 @@ def fit(
 
     Args:
         model: The model that the guide was made for.
-        guide: The guide; it is set up if it is not.
+        guide: The guide; it is set up if it is not. Of an ensemble each member is trained by
+            itself, on draws of its own, or on a bank in an order of its own.
         objective: `NPE` or any `ELBO` of the host.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
@@ -110,6 +112,24 @@ def fit(
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
     if padding not in ("auto", "always", "never"):
         raise ValueError(f"padding: expected 'auto', 'always' or 'never', got {padding!r}")
+    if isinstance(guide, EnsembleGuide):
+        return fit_members(
+            fit,
+            model,
+            guide,
+            objective,
+            args=args,
+            kwargs=kwargs,
+            model_args=model_args,
+            num_steps=num_steps,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            patience=patience,
+            progress_bar=progress_bar,
+            padding=padding,
+            rng_key=rng_key,
+            params=params,
+        )
     stopping = early_stopping(patience, objective)
     start = time.perf_counter()
     key = jax.random.key(0) if rng_key is None else rng_key

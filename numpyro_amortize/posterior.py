@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -17,29 +17,29 @@ from amortize_diagnostics import (
     SiteRates,
     mutual_information,
     site_rates,
-    to_datatree,
 )
 from numpyro_amortize.collapse import crossed_log_probs, element_densities
 from numpyro_amortize.conditioned import ConditionedGuide, total
 from numpyro_amortize.densities import AnyDensity
 from numpyro_amortize.embeddings import Embedding
-from numpyro_amortize.guides import AmortizedGuide
-from numpyro_amortize.guides.weights import model_at
-from numpyro_amortize.history import TrainingHistory
+from numpyro_amortize.export import posterior_tree
+from numpyro_amortize.guides import AnyGuide, EnsembleGuide
+from numpyro_amortize.guides.weights import join_params, member_params, model_at
+from numpyro_amortize.history import TrainingHistory, warn_of_sizes
 from numpyro_amortize.importance import ImportanceSamples
-from numpyro_amortize.layout import align
 from numpyro_amortize.measure import Call
 from numpyro_amortize.observations import data_plate_sizes
 from numpyro_amortize.padding import CallPadding, PaddedCall
 from numpyro_amortize.simulate import simulate
-from numpyro_amortize.storage import load_guide, save_guide
-from numpyro_amortize.structure import ModelStructure, SiteInfo
+from numpyro_amortize.storage import load_guides, save_guides
+from numpyro_amortize.structure import ModelStructure
 
 
 class AmortizedPosterior:
     """A trained guide: the posterior for every data set of its model.
 
-    `fit` returns it. Conditioning costs one pass of the networks.
+    `fit` returns it. Conditioning costs one pass of the networks. Of an ensemble it is made by
+    `fit` or `from_members`, and has no history of its own: its `members` have theirs.
 
     Args:
         model: The model.
@@ -51,7 +51,7 @@ class AmortizedPosterior:
     def __init__(
         self,
         model: Callable[..., Any],
-        guide: AmortizedGuide,
+        guide: AnyGuide,
         *,
         params: Mapping[str, Any] | None = None,
         history: TrainingHistory | None = None,
@@ -59,6 +59,7 @@ class AmortizedPosterior:
         self.model = model
         self.guide = guide
         self.history = history
+        self._members: tuple[AmortizedPosterior, ...] = ()
         self._params = params
         self._padding: CallPadding | None = None
 
@@ -66,6 +67,41 @@ class AmortizedPosterior:
     def params(self) -> Mapping[str, Any]:
         """Parameters under the names that the host's `SVI` uses."""
         return self.guide.init_params() if self._params is None else self._params
+
+    @classmethod
+    def from_members(
+        cls, members: Sequence[AmortizedPosterior], weights: Sequence[float] | None = None
+    ) -> AmortizedPosterior:
+        """The mixture of trained posteriors of one model, see `EnsembleGuide`.
+
+        Args:
+            members: The posteriors.
+            weights: Their positive weights, scaled to sum to one; equal ones if None.
+
+        Returns:
+            The posterior for every data set.
+
+        Raises:
+            TypeError: If a member is no `AmortizedPosterior`, or is an ensemble itself.
+            ValueError: As `EnsembleGuide`; and if parameters of the model differ.
+        """
+        guide = EnsembleGuide(_guides_of(members), weights)
+        params = join_params([each.params for each in members])
+        answer = cls(members[0].model, guide, params=params)
+        answer._members = tuple(members)
+        return answer
+
+    @property
+    def members(self) -> tuple[AmortizedPosterior, ...]:
+        """The posteriors of which this is a mixture; none unless the guide is an ensemble."""
+        if isinstance(self.guide, EnsembleGuide) and not self._members:
+            self._members = tuple(
+                AmortizedPosterior(
+                    self.model, guide, params=self._params and member_params(self._params, number)
+                )
+                for number, guide in enumerate(self.guide.guides)
+            )
+        return self._members
 
     def at(self, *args: Any, **kwargs: Any) -> Posterior:
         """The posterior at one data set.
@@ -105,14 +141,15 @@ class AmortizedPosterior:
         observations: Mapping[str, Any] | None,
     ) -> Posterior:
         self.guide.setup(*args, **kwargs)
-        if self._params is None:
+        if any(each._params is None for each in (self, *self.members)):
             warnings.warn(
                 "the guide is not trained: its draws are close to the prior; call fit first",
                 stacklevel=3,
             )
         batch_dims = 0 if observations is None else 1
         found = self.guide.find_observations(args, kwargs, observations, batch_dims)
-        self._warn_of_sizes(data_plate_sizes(self.guide.structure, found, batch_dims))
+        sizes = data_plate_sizes(self.guide.structure, found, batch_dims)
+        warn_of_sizes(self._histories, self.guide.structure, sizes)
         return Posterior(self, args, kwargs, found, batch_dims=batch_dims)
 
     def pad(self, call: Call, observations: Mapping[str, Any]) -> PaddedCall:
@@ -127,9 +164,10 @@ class AmortizedPosterior:
         Returns:
             The padded call.
         """
-        guide, trained = self.guide, self.history.plate_sizes if self.history else {}
+        guide = self.guide
         if self._padding is None:
-            varying = [name for name, (low, high) in trained.items() if low < high]
+            trained = [item for history in self._histories for item in history.plate_sizes.items()]
+            varying = sorted({name for name, (low, high) in trained if low < high})
             self._padding = CallPadding(guide.model, guide.structure, guide.sizes, varying)
         leaves = jax.tree.leaves((call, dict(observations)))
         is_traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
@@ -137,19 +175,11 @@ class AmortizedPosterior:
             return PaddedCall(call, {}, {}, {})
         return self._padding.pad(call)
 
-    def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:
-        trained = self.history.plate_sizes if self.history else {}
-        latents = self.guide.structure.latents
-        for plate, size in sizes.items():
-            if all(site.is_own_row and plate in site.plates for site in latents):
-                continue  # every row is answered by itself
-            low, high = trained.get(plate, (size, size))
-            if not low <= size <= high:
-                warnings.warn(
-                    f"plate '{plate}': size {size} is outside the trained range {low} to {high}; "
-                    "check the ESS fraction, or train with NPE(model_args=...) over more sizes",
-                    stacklevel=4,
-                )
+    @property
+    def _histories(self) -> list[TrainingHistory]:
+        """What is known of the training of the guide, or of each member of an ensemble."""
+        histories = [each.history for each in (self, *self.members)]
+        return [history for history in histories if history is not None]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write networks, standardisation, structure and history to one safetensors file.
@@ -157,7 +187,10 @@ class AmortizedPosterior:
         Args:
             path: The file. Either package can load it for the same model.
         """
-        save_guide(path, self.guide, self.params, self.history)
+        weights = self.guide.weights.tolist() if isinstance(self.guide, EnsembleGuide) else None
+        members = self.members or (self,)
+        parts: list[Any] = [(each.guide, each.params, each.history) for each in members]
+        save_guides(path, parts, weights)
 
     @classmethod
     def load(
@@ -182,8 +215,11 @@ class AmortizedPosterior:
         Raises:
             ValueError: If the file is of a newer format, or belongs to another model.
         """
-        guide, params, history = load_guide(path, model, embedding=embedding, densities=densities)
-        return cls(model, guide, params=params, history=history)
+        found, weights = load_guides(path, model, embedding=embedding, densities=densities)
+        members = [
+            cls(model, guide, params=params, history=history) for guide, params, history in found
+        ]
+        return members[0] if weights is None else cls.from_members(members, weights)
 
 
 class Posterior:
@@ -223,7 +259,7 @@ class Posterior:
         )
 
     @property
-    def guide(self) -> AmortizedGuide:
+    def guide(self) -> AnyGuide:
         """The guide with these data bound, for the host's `Predictive` and the like."""
         if self._batch_dims:
             raise ValueError("guide: a host's guide has one data set; use at(...) for one of them")
@@ -319,7 +355,8 @@ class Posterior:
         """How far the guide is from the prior here, site by site.
 
         `E_q [log q(z_s | earlier sites, x) - log p(z_s | parents)]` of each plate element, in
-        nats: zero where a site has collapsed, so that its draws are the prior's.
+        nats: zero where a site has collapsed, so that its draws are the prior's. Under an ensemble
+        an element is given the elements before it, too, and means over elements are right.
 
         Args:
             num_samples: Number of draws.
@@ -356,8 +393,15 @@ class Posterior:
             The information, in all and what each site adds to the sites before it.
 
         Raises:
-            ValueError: If there are fewer than two data, or if the rows share latents.
+            ValueError: If there are fewer than two data, if the rows share latents, or if they
+                are data of an ensemble, whose members answer for all rows at once.
         """
+        if isinstance(self._amortized.guide, EnsembleGuide) and not self._batch_dims:
+            raise ValueError(
+                "mutual_information: rows have no posteriors of their own in an EnsembleGuide, of "
+                "which one member answers for all of them. Give many data sets: "
+                "at_each(observations=...), or take one of amortized.members"
+            )
         key = jax.random.key(0) if rng_key is None else rng_key
         latents = self._conditioned.sample(_positive(num_samples), key)
         log_probs = self._conditioned.site_log_probs
@@ -407,28 +451,17 @@ class Posterior:
         args, kwargs = self._call
         model = model_at(self._amortized.guide.model, self._amortized.params)
         prior = simulate(model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]).sites
-        structure = self._structure
-        observed = [site.name for site in structure.observed]
-        own = [site.name for site in (*structure.latents, *structure.deterministic)]
-        batch = 1 + self._batch_dims
-        groups = {
-            "posterior": self._export(draws, own, batch),
-            "prior": self._export(prior, own, 1),
-            "posterior_predictive": self._export(predictive, observed, batch),
-            "prior_predictive": self._export(prior, observed, 1),
-            "log_likelihood": self._export(densities, observed, batch, has_event=False),
-            "observed_data": self._export(self.observations, observed, self._batch_dims),
-            "sample_stats": {
-                "lp": np.asarray(lp),
-                "log_q": np.asarray(log_q),
-                "log_weight": np.asarray(lp - log_q),
-            },
-        }
-        return to_datatree(
-            groups,
-            dims=self._dims(),
-            coords=dict(coords or {}),
-            has_datasets=bool(self._batch_dims),
+        return posterior_tree(
+            self._structure,
+            self._batch_dims,
+            coords,
+            draws=draws,
+            predictive=predictive,
+            prior=prior,
+            densities=densities,
+            observations=self.observations,
+            lp=lp,
+            log_q=log_q,
         )
 
     @property
@@ -445,39 +478,15 @@ class Posterior:
         found = self._conditioned.replay(self._latents(latents))
         return {name: found[name] for name in names}
 
-    def _export(
-        self,
-        values: Mapping[str, Any],
-        names: list[str],
-        batch_dims: int,
-        *,
-        has_event: bool = True,
-    ) -> dict[str, np.ndarray]:
-        """Arrays by site without the axes of absent plates."""
-        structure = self._structure
-        exported = {}
-        for name in names:
-            site = structure.site(name)
-            event_dim = len(site.event_shape) if has_event else 0
-            nesting = structure.max_plate_nesting
-            array = np.asarray(align(values[name], nesting, event_dim, batch_dims))
-            dims = {structure.plates[plate].dim for plate in _all_plates(site)}
-            absent = [dim - event_dim for dim in range(-nesting, 0) if dim not in dims]
-            exported[name] = np.squeeze(array, axis=tuple(absent))
-        return exported
 
-    def _dims(self) -> dict[str, list[str]]:
-        structure = self._structure
-        dims = {}
-        for site in (*structure.latents, *structure.deterministic, *structure.observed):
-            own = sorted(_all_plates(site), key=lambda plate: structure.plates[plate].dim)
-            events = [f"{site.name}_dim_{axis}" for axis in range(len(site.event_shape))]
-            dims[site.name] = [*own, *events]
-        return dims
-
-
-def _all_plates(site: SiteInfo) -> tuple[str, ...]:
-    return (*site.plates, *site.event_plates)
+def _guides_of(members: Sequence[Any]) -> list[Any]:
+    for number, each in enumerate(members):
+        if not isinstance(each, AmortizedPosterior):
+            raise TypeError(
+                f"members: expected each to be an AmortizedPosterior, got {type(each).__name__} as "
+                f"member {number}"
+            )
+    return [each.guide for each in members]
 
 
 def _positive(num_samples: int) -> int:

@@ -10,6 +10,7 @@ import optax
 from jax import Array
 from numpyro.infer.elbo import ELBO
 
+from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.objectives.gradients import check_gradients
 from numpyro_amortize.objectives.mixed import parts_of, simulating_part
 from numpyro_amortize.objectives.over_data_sets import OverDataSets
@@ -86,6 +87,10 @@ def refine(
         )
     args, kwargs = tuple(args), dict(kwargs or {})
     guide = amortized.guide
+    if not isinstance(guide, AmortizedGuide):
+        raise TypeError(
+            "amortized: expected one guide, got an EnsembleGuide; refine one of amortized.members"
+        )
     guide.setup(*args, **kwargs)
     for part, _ in parts_of(objective):
         check_gradients(guide.structure, part)

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from pyro_amortize.arguments import drawn_call
 from pyro_amortize.early_stopping import early_stopping
-from pyro_amortize.guides import AmortizedGuide
+from pyro_amortize.fit_members import fit_members
+from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE
@@ -32,7 +33,7 @@ _CHECKED_SIMULATIONS = 1000
 
 def fit(
     model: Callable[..., Any],
-    guide: AmortizedGuide,
+    guide: AnyGuide,
     objective: ELBO,
     *,
     args: tuple[Any, ...] = (),
@@ -53,7 +54,8 @@ def fit(
 
     Args:
         model: The model that the guide was made for.
-        guide: The guide; it is set up if it is not.
+        guide: The guide; it is set up if it is not. Of an ensemble each member is trained by
+            itself, on draws of its own, or on a bank in an order of its own.
         objective: `NPE` or any `ELBO` of the host.
         args: Positional arguments of the model.
         kwargs: Keyword arguments of the model.
@@ -93,6 +95,21 @@ def fit(
     """
     if num_steps < 1:
         raise ValueError(f"num_steps: expected at least 1, got {num_steps}")
+    if isinstance(guide, EnsembleGuide):
+        return fit_members(
+            fit,
+            model,
+            guide,
+            objective,
+            args=args,
+            kwargs=kwargs,
+            model_args=model_args,
+            num_steps=num_steps,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            patience=patience,
+            progress_bar=progress_bar,
+        )
     stopping = early_stopping(patience, objective)
     start = time.perf_counter()
     calls: list[Call] = [(tuple(args), dict(kwargs or {}))]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
+from pyro_amortize.structure import ModelStructure
 
 
 @dataclass(frozen=True)
@@ -104,3 +107,27 @@ def joined_histories(histories: Sequence[TrainingHistory]) -> TrainingHistory:
         seconds=sum(each.seconds for each in histories),
         best_step=None if last.best_step is None else int(before[-1]) + last.best_step,
     )
+
+
+def warn_of_sizes(
+    histories: Iterable[TrainingHistory], structure: ModelStructure, sizes: Mapping[str, int]
+) -> None:
+    """Say of which plates data are larger or smaller than any that a guide was trained on.
+
+    Args:
+        histories: Training of the guide, or of each member of an ensemble.
+        structure: The structure of the model.
+        sizes: Number of rows of each plate of the data.
+    """
+    for plate, size in sizes.items():
+        if all(site.is_own_row and plate in site.plates for site in structure.latents):
+            continue  # every row is answered by itself
+        for history in histories:
+            low, high = history.plate_sizes.get(plate, (size, size))
+            if not low <= size <= high:
+                warnings.warn(
+                    f"plate '{plate}': size {size} is outside the trained range {low} to {high}; "
+                    "check the ESS fraction, or train with NPE(model_args=...) over more sizes",
+                    stacklevel=4,
+                )
+                break

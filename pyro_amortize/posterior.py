@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,26 +15,26 @@ from amortize_diagnostics import (
     SiteRates,
     mutual_information,
     site_rates,
-    to_datatree,
 )
 from pyro_amortize.collapse import crossed_log_probs, element_densities
 from pyro_amortize.densities import AnyDensity
 from pyro_amortize.embeddings import Embedding
-from pyro_amortize.guides import AmortizedGuide
-from pyro_amortize.history import TrainingHistory
+from pyro_amortize.export import posterior_tree
+from pyro_amortize.guides import AnyGuide, EnsembleGuide
+from pyro_amortize.history import TrainingHistory, warn_of_sizes
 from pyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
-from pyro_amortize.layout import align
 from pyro_amortize.missing import fill_missing_values, log_joint_of_present
 from pyro_amortize.observations import data_plate_sizes
 from pyro_amortize.simulate import replay, simulate
-from pyro_amortize.storage import load_guide, save_guide
-from pyro_amortize.structure import ModelStructure, SiteInfo
+from pyro_amortize.storage import load_guides, save_guides
+from pyro_amortize.structure import ModelStructure
 
 
 class AmortizedPosterior:
     """A trained guide: the posterior for every data set of its model.
 
-    `fit` returns it. Conditioning costs one pass of the networks.
+    `fit` returns it. Conditioning costs one pass of the networks. Of an ensemble it is made by
+    `fit` or `from_members`, and has no history of its own: its `members` have theirs.
 
     Args:
         model: The model.
@@ -47,13 +46,44 @@ class AmortizedPosterior:
     def __init__(
         self,
         model: Callable[..., Any],
-        guide: AmortizedGuide,
+        guide: AnyGuide,
         *,
         history: TrainingHistory | None = None,
     ) -> None:
         self.model = model
         self.guide = guide
         self.history = history
+        self._members: tuple[AmortizedPosterior, ...] = ()
+
+    @classmethod
+    def from_members(
+        cls, members: Sequence[AmortizedPosterior], weights: Sequence[float] | None = None
+    ) -> AmortizedPosterior:
+        """The mixture of trained posteriors of one model, see `EnsembleGuide`.
+
+        Args:
+            members: The posteriors.
+            weights: Their positive weights, scaled to sum to one; equal ones if None.
+
+        Returns:
+            The posterior for every data set.
+
+        Raises:
+            TypeError: If a member is no `AmortizedPosterior`, or is an ensemble itself.
+            ValueError: As `EnsembleGuide`.
+        """
+        guide = EnsembleGuide(_guides_of(members), weights)
+        answer = cls(members[0].model, guide)
+        answer._members = tuple(members)
+        return answer
+
+    @property
+    def members(self) -> tuple[AmortizedPosterior, ...]:
+        """The posteriors of which this is a mixture; none unless the guide is an ensemble."""
+        if isinstance(self.guide, EnsembleGuide) and not self._members:
+            guides = self.guide.guides
+            self._members = tuple(AmortizedPosterior(self.model, guide) for guide in guides)
+        return self._members
 
     def at(self, *args: Any, **kwargs: Any) -> Posterior:
         """The posterior at one data set.
@@ -100,22 +130,15 @@ class AmortizedPosterior:
             )
         batch_dims = 0 if observations is None else 1
         found = self.guide.find_observations(args, kwargs, observations, batch_dims)
-        self._warn_of_sizes(data_plate_sizes(self.guide.structure, found, batch_dims))
+        sizes = data_plate_sizes(self.guide.structure, found, batch_dims)
+        warn_of_sizes(self._histories, self.guide.structure, sizes)
         return Posterior(self, args, kwargs, found, batch_dims=batch_dims)
 
-    def _warn_of_sizes(self, sizes: Mapping[str, int]) -> None:
-        trained = self.history.plate_sizes if self.history else {}
-        latents = self.guide.structure.latents
-        for plate, size in sizes.items():
-            if all(site.is_own_row and plate in site.plates for site in latents):
-                continue  # every row is answered by itself
-            low, high = trained.get(plate, (size, size))
-            if not low <= size <= high:
-                warnings.warn(
-                    f"plate '{plate}': size {size} is outside the trained range {low} to {high}; "
-                    "check the ESS fraction, or train with NPE(model_args=...) over more sizes",
-                    stacklevel=4,
-                )
+    @property
+    def _histories(self) -> list[TrainingHistory]:
+        """What is known of the training of the guide, or of each member of an ensemble."""
+        histories = [each.history for each in (self, *self.members)]
+        return [history for history in histories if history is not None]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write networks, standardisation, structure and history to one safetensors file.
@@ -123,7 +146,10 @@ class AmortizedPosterior:
         Args:
             path: The file. Either package can load it for the same model.
         """
-        save_guide(path, self.guide, self.history)
+        weights = self.guide.weights.tolist() if isinstance(self.guide, EnsembleGuide) else None
+        members = self.members or (self,)
+        parts: list[Any] = [(each.guide, each.history) for each in members]
+        save_guides(path, parts, weights)
 
     @classmethod
     def load(
@@ -148,8 +174,9 @@ class AmortizedPosterior:
         Raises:
             ValueError: If the file is of a newer format, or belongs to another model.
         """
-        guide, history = load_guide(path, model, embedding=embedding, densities=densities)
-        return cls(model, guide, history=history)
+        found, weights = load_guides(path, model, embedding=embedding, densities=densities)
+        members = [cls(model, guide, history=history) for guide, history in found]
+        return members[0] if weights is None else cls.from_members(members, weights)
 
 
 class Posterior:
@@ -181,7 +208,7 @@ class Posterior:
         self.observations = dict(observations)
 
     @property
-    def guide(self) -> AmortizedGuide:
+    def guide(self) -> AnyGuide:
         """The guide with these data bound, for the host's `Predictive` and the like."""
         if self._batch_dims:
             raise ValueError("guide: a host's guide has one data set; use at(...) for one of them")
@@ -283,7 +310,8 @@ class Posterior:
         """How far the guide is from the prior here, site by site.
 
         `E_q [log q(z_s | earlier sites, x) - log p(z_s | parents)]` of each plate element, in
-        nats: zero where a site has collapsed, so that its draws are the prior's.
+        nats: zero where a site has collapsed, so that its draws are the prior's. Under an ensemble
+        an element is given the elements before it, too, and means over elements are right.
 
         Args:
             num_samples: Number of draws.
@@ -316,8 +344,15 @@ class Posterior:
             The information, in all and what each site adds to the sites before it.
 
         Raises:
-            ValueError: If there are fewer than two data, or if the rows share latents.
+            ValueError: If there are fewer than two data, if the rows share latents, or if they
+                are data of an ensemble, whose members answer for all rows at once.
         """
+        if isinstance(self._amortized.guide, EnsembleGuide) and not self._batch_dims:
+            raise ValueError(
+                "mutual_information: rows have no posteriors of their own in an EnsembleGuide, of "
+                "which one member answers for all of them. Give many data sets: "
+                "at_each(observations=...), or take one of amortized.members"
+            )
         latents = self._draw(num_samples)
         return mutual_information(
             crossed_log_probs(self._structure, latents, self._site_log_probs, self._batch_dims)
@@ -359,28 +394,17 @@ class Posterior:
         predictive = self._replay(self._latents(draws))
         args, kwargs = self._call
         prior = simulate(self._amortized.guide.model, num_samples, args=args, kwargs=kwargs).sites
-        structure = self._structure
-        observed = [site.name for site in structure.observed]
-        own = [site.name for site in (*structure.latents, *structure.deterministic)]
-        batch = 1 + self._batch_dims
-        groups = {
-            "posterior": self._export(draws, own, batch),
-            "prior": self._export(prior, own, 1),
-            "posterior_predictive": self._export(predictive, observed, batch),
-            "prior_predictive": self._export(prior, observed, 1),
-            "log_likelihood": self._export(densities, observed, batch, has_event=False),
-            "observed_data": self._export(self.observations, observed, self._batch_dims),
-            "sample_stats": {
-                "lp": lp.cpu().numpy(),
-                "log_q": log_q.cpu().numpy(),
-                "log_weight": (lp - log_q).cpu().numpy(),
-            },
-        }
-        return to_datatree(
-            groups,
-            dims=self._dims(),
-            coords=dict(coords or {}),
-            has_datasets=bool(self._batch_dims),
+        return posterior_tree(
+            self._structure,
+            self._batch_dims,
+            coords,
+            draws=draws,
+            predictive=predictive,
+            prior=prior,
+            densities=densities,
+            observations=self.observations,
+            lp=lp,
+            log_q=log_q,
         )
 
     @property
@@ -452,40 +476,15 @@ class Posterior:
             is_vectorized=self._amortized.guide.is_vectorized,
         )
 
-    def _export(
-        self,
-        values: Mapping[str, Any],
-        names: list[str],
-        batch_dims: int,
-        *,
-        has_event: bool = True,
-    ) -> dict[str, np.ndarray]:
-        """Tensors by site without the axes of absent plates."""
-        structure = self._structure
-        exported = {}
-        for name in names:
-            site = structure.site(name)
-            event_dim = len(site.event_shape) if has_event else 0
-            nesting = structure.max_plate_nesting
-            value = torch.as_tensor(values[name])
-            array = align(value, nesting, event_dim, batch_dims).cpu().numpy()
-            dims = {structure.plates[plate].dim for plate in _all_plates(site)}
-            absent = [dim - event_dim for dim in range(-nesting, 0) if dim not in dims]
-            exported[name] = np.squeeze(array, axis=tuple(absent))
-        return exported
 
-    def _dims(self) -> dict[str, list[str]]:
-        structure = self._structure
-        dims = {}
-        for site in (*structure.latents, *structure.deterministic, *structure.observed):
-            own = sorted(_all_plates(site), key=lambda plate: structure.plates[plate].dim)
-            events = [f"{site.name}_dim_{axis}" for axis in range(len(site.event_shape))]
-            dims[site.name] = [*own, *events]
-        return dims
-
-
-def _all_plates(site: SiteInfo) -> tuple[str, ...]:
-    return (*site.plates, *site.event_plates)
+def _guides_of(members: Sequence[Any]) -> list[Any]:
+    for number, each in enumerate(members):
+        if not isinstance(each, AmortizedPosterior):
+            raise TypeError(
+                f"members: expected each to be an AmortizedPosterior, got {type(each).__name__} as "
+                f"member {number}"
+            )
+    return [each.guide for each in members]
 
 
 def _positive(num_samples: int) -> int:

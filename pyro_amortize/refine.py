@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 from pyro.infer.elbo import ELBO
 
+from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.objectives.gradients import check_gradients
 from pyro_amortize.objectives.mixed import parts_of, simulating_part
 from pyro_amortize.objectives.over_data_sets import OverDataSets
@@ -82,6 +83,10 @@ def refine(
             "reads the data, such as IWAE() or RWS(insomnia=1.0)"
         )
     args, kwargs = tuple(args), dict(kwargs or {})
+    if not isinstance(amortized.guide, AmortizedGuide):
+        raise TypeError(
+            "amortized: expected one guide, got an EnsembleGuide; refine one of amortized.members"
+        )
     guide = amortized.guide.setup(*args, **kwargs).separate()
     refined = AmortizedPosterior(amortized.model, guide, history=amortized.history)
     for part, _ in parts_of(objective):

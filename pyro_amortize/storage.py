@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
 from typing import Any
@@ -23,21 +23,37 @@ from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import run_model, seeded
 
 FORMAT = "amortize-guide"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 holds one guide, and is still written for one; 2 holds an ensemble
 
 
-def save_guide(
+def save_guides(
     path: str | PathLike[str],
-    guide: AmortizedGuide,
-    history: TrainingHistory | None,
+    members: Sequence[tuple[AmortizedGuide, TrainingHistory | None]],
+    weights: Sequence[float] | None,
 ) -> None:
-    """Write a guide to a file that both packages read.
+    """Write one guide or those of an ensemble to a file that both packages read.
 
     Args:
         path: The file.
-        guide: The guide, set up.
-        history: What happened in training, or None.
+        members: The guide, set up, and what happened in its training; or those of an ensemble.
+        weights: Their weights, None for one guide by itself.
     """
+    headers = []
+    joined: dict[str, Tensor] = {}
+    for number, member in enumerate(members):
+        header, tensors = _describe(*member)
+        if weights is None:
+            _write(path, {"version": 1, **header}, tensors)
+            return
+        headers.append(header)
+        joined |= {f"{number}.{name}": value for name, value in tensors.items()}
+    _write(path, {"version": 2, "weights": list(weights or ()), "members": headers}, joined)
+
+
+def _describe(
+    guide: AmortizedGuide, history: TrainingHistory | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a file says of one guide, and its tensors by name."""
     if guide.setup_call is None:
         raise RuntimeError(
             "AmortizedGuide: no call of the model is known; call guide.setup(*args, **kwargs) "
@@ -51,7 +67,6 @@ def save_guide(
     call = _encode_call(guide.setup_call, tensors)
     embeddings, densities = guide.specifications(guide.structure)
     header = {
-        "version": FORMAT_VERSION,
         "structure": guide.structure.to_dict(),
         "observed": guide.alternatives or guide.observed,
         "inputs": {
@@ -66,14 +81,20 @@ def save_guide(
         "call": call,
         "history": history and history.to_dict(),
     }
+    return header, tensors
+
+
+def _write(
+    path: str | PathLike[str], header: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(contiguous, path, metadata={"format": FORMAT, "header": json.dumps(header)})
 
 
-def load_guide(
+def load_guides(
     path: str | PathLike[str], model: Callable[..., Any], *, embedding: Any, densities: Any
-) -> tuple[AmortizedGuide, TrainingHistory | None]:
-    """Read a guide, its parameters and history from a file of `save_guide`.
+) -> tuple[list[tuple[AmortizedGuide, TrainingHistory | None]], list[float] | None]:
+    """Read one guide or those of an ensemble, with parameters and history.
 
     Parameters of the model go into the host's parameter store; all tensors go to torch's default
     device.
@@ -85,7 +106,8 @@ def load_guide(
         densities: Specification of densities that are not of this package, or None.
 
     Returns:
-        The guide with its parameters, and the history.
+        For each guide itself, with its parameters, and its history; and the weights of an
+        ensemble, None for one guide by itself.
 
     Raises:
         ValueError: If the file is not of this format, is newer, or belongs to another model.
@@ -102,6 +124,31 @@ def load_guide(
             f"{path}: written in format {header['version']}, this version reads up to "
             f"{FORMAT_VERSION}; install a newer pyro-amortize"
         )
+    options = {"embedding": embedding, "densities": densities}
+    if header["version"] == 1:
+        return [_rebuild(path, model, header, tensors, **options)], None
+    members = []
+    for number, own in enumerate(header["members"]):
+        start = f"{number}."
+        parts = {
+            name.removeprefix(start): value
+            for name, value in tensors.items()
+            if name.startswith(start)
+        }
+        members.append(_rebuild(path, model, own, parts, **options))
+    return members, header["weights"]
+
+
+def _rebuild(
+    path: str | PathLike[str],
+    model: Callable[..., Any],
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    *,
+    embedding: Any,
+    densities: Any,
+) -> tuple[AmortizedGuide, TrainingHistory | None]:
+    """A guide from what `_describe` said of it."""
     guide = AmortizedGuide(
         model,
         observed=header["observed"],

@@ -152,9 +152,12 @@ class NumPyroHost:
 
     def ensemble(self, members, weights=None):
         """The mixture of trained guides."""
-        guide = self.package.EnsembleGuide([each.guide for each in members], weights)
-        params = self.module("guides.weights").join_params([each.params for each in members])
-        return self.package.AmortizedPosterior(members[0].model, guide, params=params)
+        return self.package.AmortizedPosterior.from_members(members, weights)
+
+    def evaluate(self, objective, amortized, *args):
+        """One evaluation of a loss, without gradients."""
+        params, key = dict(amortized.params), self.key(0)
+        return float(objective.loss(key, params, amortized.model, amortized.guide, *args))
 
     def guide_draws(self, amortized, observations, num, batch_dims=0, seed=0, given=None):
         """Draws of a guide outside any handler, with the members they are from."""
@@ -457,8 +460,11 @@ class PyroHost:
 
     def ensemble(self, members, weights=None):
         """The mixture of trained guides."""
-        guide = self.package.EnsembleGuide([each.guide for each in members], weights)
-        return self.package.AmortizedPosterior(members[0].model, guide)
+        return self.package.AmortizedPosterior.from_members(members, weights)
+
+    def evaluate(self, objective, amortized, *args):
+        """One evaluation of a loss, without gradients."""
+        return float(objective.loss(amortized.model, amortized.guide, *args))
 
     def guide_draws(self, amortized, observations, num, batch_dims=0, seed=0, given=None):
         """Draws of a guide outside any handler, with the members they are from."""

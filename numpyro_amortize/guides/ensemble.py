@@ -94,12 +94,14 @@ class EnsembleGuide:
         others (2022), arXiv:2110.06581, for ensembles of posterior estimators.
     """
 
+    is_mixture = True  # which objectives refuse
+
     def __init__(
         self, guides: Sequence[AmortizedGuide], weights: Sequence[float] | None = None
     ) -> None:
         self.guides = check_members(guides)
-        for seed, guide in enumerate(self.guides):
-            guide.init_seed = seed
+        for number, guide in enumerate(self.guides):
+            guide.init_seed = number
         self.weights = check_weights(weights, len(self.guides))
         self._observations: Mapping[str, Any] | None = None
         self._picked: Array | None = None
@@ -401,15 +403,12 @@ class EnsembleGuide:
             Shape `(num_draws,)`, in nats, constrained space.
         """
         found = self.find_observations(args, kwargs, observations)
-        num_draws = len(next(iter(latents.values())))
-        repeated = {
-            name: jnp.broadcast_to(value, (num_draws, *value.shape))
-            for name, value in found.items()
-        }
-        parts = self.site_log_probs(params, args, kwargs, latents, repeated, batch_dims=1)
-        return jnp.sum(
-            jnp.stack([part.reshape(num_draws, -1).sum(1) for part in parts.values()]), axis=0
-        )
+
+        def one(latents: Mapping[str, Array]) -> Array:  # the data are embedded once for all
+            parts = self.site_log_probs(params, args, kwargs, latents, found)
+            return jnp.sum(jnp.stack([jnp.sum(part) for part in parts.values()]))
+
+        return jax.vmap(one)(dict(latents))
 
     def sample_posterior(
         self,

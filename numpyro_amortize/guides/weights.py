@@ -57,14 +57,24 @@ def join_params(members: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Parameters of several guides as those of an ensemble, by number under the same names.
 
     Args:
-        members: Parameters of each guide; those of the model are taken from the first.
+        members: Parameters of each guide, those of the model among them.
+
+    Raises:
+        ValueError: If a parameter of the model differs between members.
     """
-    numbered = {str(number): params for number, params in enumerate(members)}
-    joined = {
-        name: {number: params[name] for number, params in numbered.items()}
-        for name in (PARAMS, STANDARDISATION)
-    }
-    return {**members[0], **joined}
+    joined: dict[str, Any] = {}
+    for params in members:
+        for name, value in params.items():
+            if name in (PARAMS, STANDARDISATION):
+                continue
+            if not eqx.tree_equal(joined.setdefault(name, value), value):
+                raise ValueError(
+                    f"members: parameter '{name}' of the model differs between them; expected "
+                    "posteriors of one model, trained by NPE() after its parameters"
+                )
+    for name in (PARAMS, STANDARDISATION):
+        joined[name] = {str(number): params[name] for number, params in enumerate(members)}
+    return joined
 
 
 def member_params(params: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -17,7 +17,11 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.infer.elbo import ELBO
 from numpyro.infer.util import compute_log_probs
 
-from numpyro_amortize.objectives.gradients import check_reparameterised, reparameterised_only
+from numpyro_amortize.objectives.gradients import (
+    check_reparameterised,
+    check_single,
+    reparameterised_only,
+)
 from numpyro_amortize.objectives.particle_run import check_num_particles
 from numpyro_amortize.tracing import (
     Trace,
@@ -180,6 +184,7 @@ class TermwiseELBO(ELBO, ABC):
         Returns:
             `{"loss": loss, "mutable_state": None}`.
         """
+        check_single(guide, self)
         params = dict(param_map)
         self._check_pair(params, model, guide, args, kwargs)  # once where this is compiled
 

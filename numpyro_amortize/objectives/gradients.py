@@ -1,4 +1,4 @@
-"""Which objectives have a right gradient for a guide whose draws are not reparameterised."""
+"""What objectives need of the draws of a guide for a right gradient."""
 
 from __future__ import annotations
 
@@ -46,3 +46,20 @@ def reparameterised_only(objective: str) -> str:
         f"the gradient of {objective} is right for reparameterised draws only. Use RWS() or NPE(), "
         "or TraceGraph_ELBO(), which has score functions"
     )
+
+
+def check_single(guide: Any, objective: Any) -> None:
+    """Raise a TypeError if a guide is a mixture of guides, without a chain of its own.
+
+    Args:
+        guide: What an objective is to look at.
+        objective: The objective.
+    """
+    if getattr(guide, "is_mixture", False):
+        name = type(objective).__name__.lstrip("_")
+        raise TypeError(
+            f"{name}: needs a guide whose draws and densities are those of one chain of sites; "
+            f"{type(guide).__name__} draws from one of its members, and single elements of its "
+            "plates have no densities of their own. AmortizedGuide is such a guide: "
+            f"fit(model, ensemble, {name}(...)) trains each of ensemble.guides"
+        )

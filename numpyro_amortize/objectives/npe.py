@@ -16,6 +16,7 @@ from numpyro_amortize.arguments import bound_arguments, drawn_call
 from numpyro_amortize.layout import pack
 from numpyro_amortize.missing import hide, is_present, mark_missing
 from numpyro_amortize.objectives.bank import check_constants, draw_rows, held_out_rows
+from numpyro_amortize.objectives.gradients import check_single
 from numpyro_amortize.obs_mask import JoinedModel
 from numpyro_amortize.pooling import existing
 from numpyro_amortize.simulate import Simulations, finite_rows, simulate_rows
@@ -296,6 +297,7 @@ class NPE(ELBO):
         Simulations are drawn, or are the given rows of the bank, or random ones for training.
         """
         check_guide(guide)
+        check_single(guide, self)
         argument_key, rng_key, missing_key = jax.random.split(rng_key, 3)
         args, kwargs = call if self.model_args is None else self.draw_arguments(argument_key)
         guide.setup(*args, **kwargs)

@@ -12,6 +12,7 @@ from jax import Array
 from numpyro import handlers
 from numpyro.infer.elbo import ELBO
 
+from numpyro_amortize.objectives.gradients import check_single
 from numpyro_amortize.tracing import Trace, drawn_rows
 
 Values = dict[str, Any]
@@ -46,6 +47,7 @@ class ParticleObjective(ELBO):
 
         Its rows of subsampled plates are those of all particles.
         """
+        check_single(guide, self)
         first, trace = ParticleRun(model, guide, args, kwargs).guide_values(rng_key, params, {})
         event_dims = {name: trace[name]["fn"].event_dim for name in first}
         return ParticleRun(model, guide, args, kwargs, drawn_rows(trace), event_dims), first, trace

@@ -117,7 +117,7 @@ class AmortizedGuide(PyroModule):
         self.init_seed = 0  # of the networks; members of an ensemble have each their own
         self.setup_call: Call | None = None
         self._unbound: tuple[AmortizedGuide, ...] = ()
-        self._store_name = "amortized"
+        self.store_name = "amortized"
         self._observations: Mapping[str, Any] | None = None
         self._structure: ModelStructure | None = None
         self._initial: list[Tensor] = []
@@ -251,7 +251,7 @@ class AmortizedGuide(PyroModule):
         own = copy.copy(self)
         own._modules = dict(self._modules) | {"chain": copy.deepcopy(self._chain())}
         own._unbound = ()
-        own._store_name = f"amortized_{next(_COPIES)}"
+        own.store_name = f"amortized_{next(_COPIES)}"
         return own
 
     def _share(self, unbound: AmortizedGuide) -> None:
@@ -319,7 +319,7 @@ class AmortizedGuide(PyroModule):
         Raises:
             RuntimeError: If the store holds another guide's parameters under their names.
         """
-        register_chain(self._store_name, self._chain())
+        register_chain(self.store_name, self._chain())
 
     def is_trained(self) -> bool:
         """Whether any parameter has moved since the networks were built."""

@@ -84,6 +84,7 @@ class EnsembleGuide(nn.Module):
         others (2022), arXiv:2110.06581, for ensembles of posterior estimators.
     """
 
+    is_mixture = True  # which objectives refuse
     log_weights: Tensor
 
     def __init__(
@@ -91,8 +92,8 @@ class EnsembleGuide(nn.Module):
     ) -> None:
         super().__init__()
         members = check_members(guides)
-        for seed, guide in enumerate(members):
-            guide.init_seed = seed
+        for number, guide in enumerate(members):
+            guide.init_seed, guide.store_name = number, f"amortized_member_{number}"
         self.members = nn.ModuleList(members)
         self.weights = check_weights(weights, len(members))
         self.register_buffer(
@@ -343,7 +344,8 @@ class EnsembleGuide(nn.Module):
             args: The model's positional arguments.
             kwargs: The model's keyword arguments.
             latents: Constrained values with `batch_dims` leading axes.
-            observations: Data by site with `batch_dims` leading axes.
+            observations: Data by site with `batch_dims` leading axes, of length 1 where all share
+                the data, which are then embedded once.
             batch_dims: Number of leading axes.
             conditionals: The model's location and scale at conditional sites, if already
                 known from a simulation; read by tracing the model otherwise.
@@ -390,8 +392,8 @@ class EnsembleGuide(nn.Module):
         """
         found = self.find_observations(args, kwargs, observations)
         num_draws = len(next(iter(latents.values())))
-        repeated = {name: value.expand(num_draws, *value.shape) for name, value in found.items()}
-        parts = self.site_log_probs(args, kwargs, latents, repeated, batch_dims=1)
+        once = {name: value[None] for name, value in found.items()}
+        parts = self.site_log_probs(args, kwargs, latents, once, batch_dims=1)
         return torch.stack([part.reshape(num_draws, -1).sum(1) for part in parts.values()]).sum(0)
 
     def call_values(

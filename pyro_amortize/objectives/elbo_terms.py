@@ -14,7 +14,11 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_amortize.objectives.gradients import check_reparameterised, reparameterised_only
+from pyro_amortize.objectives.gradients import (
+    check_reparameterised,
+    check_single,
+    reparameterised_only,
+)
 from pyro_amortize.objectives.objective import Objective
 from pyro_amortize.objectives.particle_run import check_num_particles
 from pyro_amortize.tracing import base_distribution, is_factor, is_masked
@@ -164,6 +168,7 @@ class TermwiseELBO(Objective):
         Returns:
             The loss, a scalar.
         """
+        check_single(guide, self)
         if self._checked != (model, guide):
             self._check_pair(model, guide, args, kwargs)
             self._checked = (model, guide)

@@ -15,6 +15,7 @@ from pyro_amortize.arguments import bound_arguments, drawn_call
 from pyro_amortize.layout import pack
 from pyro_amortize.missing import hide, is_present, mark_missing
 from pyro_amortize.objectives.bank import check_constants, draw_rows, held_out_rows
+from pyro_amortize.objectives.gradients import check_single
 from pyro_amortize.obs_mask import JoinedModel
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
 from pyro_amortize.standardisation import Moments
@@ -280,6 +281,7 @@ class NPE(ELBO):
         Simulations are drawn, or are the given rows of the bank, or random ones for training.
         """
         check_guide(guide)
+        check_single(guide, self)
         args, kwargs = call if self.model_args is None else self.draw_arguments()
         guide.setup(*args, **kwargs)
         structure = guide.structure

@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_amortize.objectives.gradients import check_single
 from pyro_amortize.objectives.objective import Objective
 from pyro_amortize.tracing import Trace, drawn_rows, read_nodes
 
@@ -41,6 +42,7 @@ class ParticleObjective(Objective):
         kwargs: Mapping[str, Any],
     ) -> ParticleRun:
         """Model and guide at the arguments of one call, in a plate of particles."""
+        check_single(guide, self)
         if self.max_plate_nesting == float("inf"):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
         dim = -int(self.max_plate_nesting) - 1

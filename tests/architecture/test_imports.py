@@ -44,6 +44,7 @@ LAYERS = (
     {"guides", "objectives", "handlers"},
     {
         "fit",
+        "fit_members",
         "early_stopping",
         "sequential",
         "clipping",
@@ -53,6 +54,7 @@ LAYERS = (
         "conditioned",
         "importance",
         "collapse",
+        "export",
         "storage",
         "refine",
     },

@@ -240,9 +240,9 @@ def test_members_at_wrong_places_cost_draws_and_no_bias(host):
     ensemble, data = far_apart(host), Y[QUICK][:1]
     exact = PROBLEMS[QUICK].log_evidence({"y": data})
     posterior = ensemble.at(y=host.array(data[0]))
-    summary = host.importance_sample(posterior, 4000, num_local_samples=64).summary
+    summary = host.importance_sample(posterior, 1500).summary
     assert abs(summary.log_evidence - exact[0]) < 4 * summary.log_evidence_se
-    assert summary.log_evidence_se < 0.1
+    assert summary.log_evidence_se < 0.15
     assert summary.ess_fraction < 0.55
 
 
