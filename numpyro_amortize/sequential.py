@@ -104,6 +104,11 @@ def fit_sequential(
     """
     objective = NPE() if objective is None else objective
     _check(objective, num_rounds, num_simulations)
+    if not isinstance(guide, AmortizedGuide):
+        raise TypeError(
+            f"guide: expected an AmortizedGuide, got {type(guide).__name__}; of an ensemble, run "
+            "each member and join the answers, AmortizedPosterior.from_members"
+        )
     start = time.perf_counter()
     args, kwargs = tuple(args), dict(kwargs or {})
     guide.setup(*args, **kwargs)

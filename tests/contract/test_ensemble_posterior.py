@@ -151,6 +151,13 @@ def test_refine_takes_one_guide(host):
         host.package.refine(ensemble, host.trace_elbo(), args=(host.array(Y0),), num_steps=1)
 
 
+def test_rounds_are_for_one_guide(host):
+    _, ensemble = mixture_of(host, QUICK)
+    data = {"y": host.array(Y0)}
+    with pytest.raises(TypeError, match="guide: expected an AmortizedGuide.*from_members"):
+        host.package.fit_sequential(ensemble.model, ensemble.guide, data)
+
+
 def test_fit_trains_each_member_by_itself(host):
     """On draws of its own from initial weights of its own, for simulations and for bounds."""
     x = host.array(np.random.default_rng(0).normal(size=20))
