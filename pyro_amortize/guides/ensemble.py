@@ -180,6 +180,13 @@ class EnsembleGuide(nn.Module):
         bound._observations = dict(observations)
         return bound
 
+    def separate(self) -> EnsembleGuide:
+        """A copy whose members have networks of their own."""
+        own = copy.copy(self)
+        members = nn.ModuleList([guide.separate() for guide in self.guides])
+        own._modules = dict(self._modules) | {"members": members}
+        return own
+
     def following(self, draws: EnsembleDraws) -> EnsembleGuide:
         """This guide for further draws that go on from others: each stays with its member.
 

@@ -175,7 +175,7 @@ class TruncatedPrior:
             ValueError: If the number is below 1, or too few draws of the prior are in the region.
         """
         args, kwargs = self._call
-        model, is_vectorized = self.guide.model, self.guide.vectorization_problem is None
+        model, is_vectorized = self.guide.model, self.guide.is_vectorized
         if self.threshold == -math.inf:
             method: Any = "vectorized" if is_vectorized else "loop"
             return simulate(model, num_simulations, args=args, kwargs=kwargs, method=method)
@@ -233,7 +233,7 @@ class TruncatedPrior:
         self, num_draws: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> dict[str, Tensor]:
         """Draws of all sites up to the last latent one, with a leading axis."""
-        if self.guide.vectorization_problem is None:
+        if self.guide.is_vectorized:
             nesting = self.guide.structure.max_plate_nesting
             sites = simulate_rows(self._prior, num_draws, args, kwargs, nesting=nesting)[0]
         else:

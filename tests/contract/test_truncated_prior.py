@@ -30,18 +30,30 @@ def of_schools(host):
     return model, amortized, {"y": host.array(Y)}
 
 
+def of_two_guides(host):
+    """An ensemble, whose region is that of the mixture."""
+    model = host.models.conjugate_normal
+    members = [
+        host.scrambled(model, small_guide(host, model, observed="x"), seed=seed)
+        for seed in range(2)
+    ]
+    ensemble = host.ensemble(members)
+    return model, ensemble, {"x": host.array(X)}
+
+
 @pytest.mark.parametrize("quantile", [0.1, 0.01])
 @pytest.mark.parametrize(
-    "many",
+    "made",
     [
-        pytest.param(False, id="one"),
-        pytest.param(True, id="schools", marks=pytest.mark.compiles),
+        pytest.param(of_one_latent, id="one"),
+        pytest.param(of_schools, id="schools", marks=pytest.mark.compiles),
+        pytest.param(of_two_guides, id="ensemble", marks=pytest.mark.compiles),
     ],
 )
-def test_what_is_cut_off_of_the_guide(host, many, quantile):
+def test_what_is_cut_off_of_the_guide(host, made, quantile):
     """Of fresh draws all but the quantile are inside; with the wrong tail it would be the rest."""
-    model, amortized, data = of_schools(host) if many else of_one_latent(host)
-    args = (host.array(SIGMA),) if many else ()
+    model, amortized, data = made(host)
+    args = (host.array(SIGMA),) if made is of_schools else ()
     truncated = host.truncated_prior(
         model,
         amortized,

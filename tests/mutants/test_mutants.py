@@ -170,7 +170,7 @@ def test_defensive_draws_weighed_as_the_guides_own(host, monkeypatch):
 def test_truncation_of_the_wrong_tail(host, monkeypatch):
     """Red: `test_what_is_cut_off_of_the_guide`."""
     check = test_truncated_prior.test_what_is_cut_off_of_the_guide
-    assert not is_red(check, host, False, 0.1)  # noqa: FBT003
+    assert not is_red(check, host, test_truncated_prior.of_one_latent, 0.1)
     module = host.module("handlers.truncated_prior")
     threshold = module._threshold
 
@@ -179,4 +179,4 @@ def test_truncation_of_the_wrong_tail(host, monkeypatch):
         return threshold(*swapped)
 
     monkeypatch.setattr(module, "_threshold", wrong)
-    assert is_red(check, host, False, 0.1)  # noqa: FBT003
+    assert is_red(check, host, test_truncated_prior.of_one_latent, 0.1)
