@@ -192,6 +192,15 @@ class NumPyroHost:
 
         return numpy_tree(self._jax.vmap(one)(self._jax.random.split(self.key(0), num)))
 
+    def trace_of(self, amortized, names, kwargs):
+        """Values and log densities of sites, as the host's own trace of a guide has them."""
+        handlers = importlib.import_module("numpyro.handlers")
+        run = handlers.substitute(amortized.guide, data=dict(amortized.params))
+        trace = handlers.trace(handlers.seed(run, self.key(0))).get_trace(**kwargs)
+        values = {name: trace[name]["value"] for name in names}
+        densities = {name: trace[name]["fn"].log_prob(value) for name, value in values.items()}
+        return numpy_tree(values), numpy_tree(densities)
+
     def site_fn(self, amortized, name, *args):
         """The distribution of a site in the host's trace of a guide."""
         handlers = importlib.import_module("numpyro.handlers")
@@ -485,6 +494,15 @@ class PyroHost:
         run = self._pyro.condition(amortized.guide, data=values)
         draws = [numpy_tree(run(*args)) for _ in range(num)]
         return {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+
+    def trace_of(self, amortized, names, kwargs):
+        """Values and log densities of sites, as the host's own trace of a guide has them."""
+        self.seed(0)
+        trace = self._pyro.poutine.trace(amortized.guide).get_trace(**kwargs)
+        trace.compute_log_prob()
+        values = {name: trace.nodes[name]["value"] for name in names}
+        densities = {name: trace.nodes[name]["log_prob"] for name in names}
+        return numpy_tree(values), numpy_tree(densities)
 
     def site_fn(self, amortized, name, *args):
         """The distribution of a site in the host's trace of a guide."""

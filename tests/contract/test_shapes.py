@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 from tests.backends import host as adapter
 from tests.backends import numpy_tree
@@ -167,6 +168,28 @@ def test_saved_and_loaded(case, tmp_path):
         for amortized in (case.amortized, loaded)
     )
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@every_shape()
+def test_a_mixture_of_two_guides(case):
+    """Log density, the host's trace, weights and draws of an ensemble, for every shape."""
+    host, scale, call = case.host, case.shape.scale, case.call_with_data(0)
+    guide = case.new_guide()
+    other = host.scrambled(case.model, guide, scale=scale, seed=1, **case.kwargs)
+    members, weights = (case.amortized, other), np.array([0.7, 0.3])
+    ensemble = host.ensemble(members, weights)
+    draws = host.sample(ensemble.at(**call), 4)
+    values, densities = host.trace_of(ensemble, list(case.latents), call)
+    latents = {name: np.concatenate([draws[name], value[None]]) for name, value in values.items()}
+    parts = np.stack([host.log_prob(each.at(**call), latents) for each in members])
+    expected = logsumexp(parts, axis=0, b=weights[:, None])
+    found = host.log_prob(ensemble.at(**call), latents)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-3)
+    total = sum(density.sum() for density in densities.values())
+    assert total == pytest.approx(expected[-1], rel=1e-4, abs=2e-3)
+    weighted = host.importance_sample(ensemble.at(**call), 20, num_local_samples=2)
+    assert np.isfinite(weighted.log_weights).all()
 
 
 def axis_of(structure, name, num_axes, plate):
