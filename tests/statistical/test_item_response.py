@@ -19,7 +19,7 @@ RUNS = {
     ("item_response_1pl", SMALL): (32, 3000, 2e-3),
     ("item_response", SMALL): (32, 3000, 2e-3),
     ("item_response_1pl", LARGE): (8, 2000, 1e-3),
-    ("item_response", LARGE): (32, 4000, 1e-3),  # an hour; with 8 and 2,000 0.3 to 0.5 sd remain
+    ("item_response", LARGE): (32, 4000, 1e-3),  # 1 to 2 hours; 8 and 2,000 leave 0.3 to 0.5 sd
 }
 
 
