@@ -1,12 +1,15 @@
-"""A mode that the guide does not know, found off its own draws."""
+"""A mode that the guide does not know, found off its own draws; a latent built in steps."""
 
 from importlib import import_module
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import multivariate_normal, norm
 
+from amortize_diagnostics import expected_gap
+from tests.catalogue import GAUSSIAN
 from tests.losses import trained
+from tests.problems import PROBLEMS
 
 pytestmark = pytest.mark.slow
 
@@ -44,3 +47,33 @@ def test_wider_draws_find_the_mode(host):
 def test_own_draws_do_not(host):
     """Less than 0.01 was fixed before the run."""
     assert mass_of_the_other_mode(host, 0.0) < 0.01
+
+
+def test_a_path_reaches_the_exact_posterior(host):
+    """The joint gap of latent and path at fresh data sets, in nats per dimension."""
+    num_steps, num_datasets, rounds = 4, 500, 8
+    problem, package = PROBLEMS["conjugate_normal"], host.package
+    model = package.add_path(host.models.conjugate_normal_many, "z", num_steps=num_steps)
+    _, observations = problem.sample_joint(np.random.default_rng(2), num_datasets)
+    args = (host.array(observations["x"]), num_datasets)
+    sizes = {"num_datasets": "datasets"}
+    guide = host.guide(model, observed="x", sizes=sizes, densities=package.NormalDensity())
+    objective = package.TrajectoryBalance(16)
+    amortized = host.fit(model, guide, objective, args=args, num_steps=1500, learning_rate=5e-3)
+    latents, fresh = problem.sample_joint(np.random.default_rng(3), rounds * num_datasets)
+    time = np.arange(1, num_steps) / num_steps
+    bridge = multivariate_normal(cov=np.minimum.outer(time, time) - np.outer(time, time))
+    bends = bridge.rvs(len(latents["z"]), random_state=4)
+    sites = {f"z_path_{t}": bends[:, t - 1] + latents["z"] * t / num_steps for t in (1, 2, 3)}
+    log_p = problem.log_posterior(latents, fresh) + bridge.logpdf(bends)
+    shape = (rounds, num_datasets)
+    parts = host.site_log_probs(
+        amortized,
+        args,
+        {name: value.reshape(*shape, 1) for name, value in (sites | latents).items()},
+        {"x": fresh["x"].reshape(*shape, -1)},
+    )
+    gap = expected_gap(log_p, sum(part.reshape(-1) for part in parts.values()))
+    print(gap)
+    assert gap.upper / num_steps < GAUSSIAN
+    assert gap.mean > -3 * gap.se
