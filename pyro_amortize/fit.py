@@ -85,6 +85,7 @@ def fit(
         >>> import pyro
         >>> import pyro.distributions as dist
         >>> import torch
+        >>> from pyro_amortize import AmortizedGuide
         >>> def model(y=None):
         ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
         ...     pyro.sample("y", dist.Normal(z, 1.0), obs=y)

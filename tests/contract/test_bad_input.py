@@ -384,6 +384,7 @@ def test_guide_of_many_data_sets_is_no_guide_of_the_host(host, amortized):
         _ = many.guide
 
 
+@pytest.mark.compiles
 def test_training_that_diverges_stops(host):
     model = host.models.hierarchical_normal
     guide = host.guide(model, observed="y")
@@ -399,6 +400,7 @@ BOUNDS = {
 }
 
 
+@pytest.mark.compiles
 def test_loss_that_is_not_finite_names_the_step_and_the_site(host):
     """Densities overflow at such data."""
     model, data = host.models.conjugate_normal, {"x": host.array(np.full(ROWS, 1e25))}
@@ -408,6 +410,7 @@ def test_loss_that_is_not_finite_names_the_step_and_the_site(host):
         host.fit(model, guide, BOUNDS["ELBO"](host), kwargs=data, num_steps=20)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", BOUNDS)
 def test_gradient_that_is_not_finite_names_the_step_and_the_site(host, name):
     """The loss is finite: without a look at the gradient every parameter would become NaN."""
@@ -418,6 +421,7 @@ def test_gradient_that_is_not_finite_names_the_step_and_the_site(host, name):
         host.fit(model, guide, BOUNDS[name](host), kwargs=data, num_steps=20)
 
 
+@pytest.mark.compiles
 def test_refining_stops_at_a_gradient_that_is_not_finite(host):
     model, data = host.models.root_at_zero, {"x": host.array(np.zeros(ROWS))}
     guide = host.guide(model, observed="x")

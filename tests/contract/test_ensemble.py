@@ -222,6 +222,7 @@ def test_several_draws_of_one_site_have_members_of_their_own(host):
     assert_frequencies(nearest(draws))
 
 
+@pytest.mark.compiles
 def test_weights_give_the_evidence(host):
     """Of any members, good or bad, with global and local latents, at several data sets."""
     _, ensemble = mixture_of(host, QUICK)

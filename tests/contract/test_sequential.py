@@ -45,6 +45,7 @@ class Rounds:
         return {name: np.asarray(value) for name, value in sites.items()}
 
 
+@pytest.mark.compiles
 def test_each_round_simulates_in_the_last_region_and_keeps_what_was(host, monkeypatch):
     rounds = Rounds(host, monkeypatch)
     assert len(rounds.objectives) == 3
