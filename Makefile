@@ -77,6 +77,7 @@ notebooks: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/simulation_throughput.py
+	$(BIN)/python benchmarks/training_overhead.py
 
 clean:
 	rm -rf .venv .venv-newest-* .mypy_cache .pytest_cache .ruff_cache build dist

@@ -12,18 +12,12 @@ Run it with `make bench`; it prints a table and appends a line to `benchmarks/re
 """
 
 import argparse
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
+from records import append_record
 
-RESULTS = Path(__file__).with_name("results.jsonl")
 SIZES = (10_000, 100_000)
 NUM_LOOP_RUNS = 300
 NUM_POINTS, NUM_SLOPES = 20, 3
@@ -175,17 +169,7 @@ def main():
     rows = []
     for backend in [options.backend] if options.backend else BACKENDS:
         rows += measure(backend, options.repeats)
-    record = {
-        "benchmark": "simulation_throughput",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "python": platform.python_version(),
-        "processor": f"{os.cpu_count()} cores, {platform.machine()}",
-        "repeats": options.repeats,
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
-        "rows": rows,
-    }
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    append_record("simulation_throughput", rows, repeats=options.repeats, versions=VERSIONS)
 
 
 if __name__ == "__main__":
