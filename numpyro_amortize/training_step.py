@@ -17,8 +17,9 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.clipping import global_norm, gradient_clipping
+from numpyro_amortize.dependence import is_read
 from numpyro_amortize.guides import AmortizedGuide
-from numpyro_amortize.guides.weights import STANDARDISATION
+from numpyro_amortize.guides.weights import PARAMS, STANDARDISATION
 from numpyro_amortize.handlers import fill_missing
 from numpyro_amortize.handlers.padding import mask_padding
 from numpyro_amortize.measure import Call
@@ -111,6 +112,12 @@ class TrainingStep:
             for name, value in start.items()
             if name not in frozen
         }
+        # Nor are the networks of pooled levels that no latent site reads.
+        self._unread: dict[str, Array] = {}
+        self._unread = self._find_unread(free, call)
+        free[PARAMS] = {
+            name: value for name, value in free[PARAMS].items() if name not in self._unread
+        }
         self.initial: State = (free, self.optimizer.init(free))
         self._advance = eqx.filter_jit(self._scan)
         self._held_out = eqx.filter_jit(self._mean_held_out)
@@ -193,7 +200,17 @@ class TrainingStep:
             name: self._transforms[name](value) if name in self._transforms else value
             for name, value in free.items()
         }
+        trained[PARAMS] = {**trained[PARAMS], **self._unread}
         return trained | self._constants
+
+    def _find_unread(self, free: dict[str, Any], call: Call) -> dict[str, Array]:
+        """The weights of the guide on which the loss does not depend."""
+
+        def loss(weights: dict[str, Array]) -> Array:
+            return self._loss({**free, PARAMS: weights}, jax.random.key(0), call, {})[0]
+
+        found = is_read(loss, free[PARAMS])
+        return {name: value for name, value in free[PARAMS].items() if not found[name]}
 
     def _loss(
         self, free: dict[str, Any], key: Array, call: Call, true_sizes: Mapping[str, Array]

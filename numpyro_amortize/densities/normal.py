@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
@@ -56,6 +57,5 @@ class ConditionalNormal(ConditionalDensity):
 
     def __call__(self, context: Array, index: int | None = None) -> dist.Distribution:
         """The densities given contexts."""
-        outputs = self.network(context, index)
-        size = outputs.shape[-1] // 2
-        return dist.Normal(outputs[..., :size], positive(outputs[..., size:])).to_event(1)
+        loc, raw = jnp.split(self.network(context, index), 2, axis=-1)
+        return dist.Normal(loc, positive(raw)).to_event(1)

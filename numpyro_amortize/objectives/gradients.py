@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax import Array
+
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import Trace, is_unobserved
 
@@ -46,6 +50,29 @@ def reparameterised_only(objective: str) -> str:
         f"the gradient of {objective} is right for reparameterised draws only. Use RWS() or NPE(), "
         "or TraceGraph_ELBO(), which has score functions"
     )
+
+
+@jax.custom_jvp
+def with_gradient(value: Array, at: Any, gradient: Any) -> Array:
+    """A value whose gradient is given, in place of that of how it was computed.
+
+    Args:
+        value: The value, a scalar.
+        at: Arrays with respect to which the gradient is.
+        gradient: The gradient, a tree like `at`; it is held fixed.
+
+    Returns:
+        The value.
+    """
+    del at, gradient
+    return value
+
+
+@with_gradient.defjvp
+def _along(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (value, _, gradient), (_, direction, _) = primals, tangents
+    products = jax.tree.map(lambda one, other: jnp.sum(one * other), gradient, direction)
+    return value, sum(jax.tree.leaves(products), jnp.zeros_like(value))
 
 
 def check_single(guide: Any, objective: Any) -> None:

@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.objectives.gradients import check_reparameterised, reparameterised_only
+from numpyro_amortize.objectives.gradients import (
+    check_reparameterised,
+    reparameterised_only,
+    with_gradient,
+)
 from numpyro_amortize.objectives.particle_run import (
     LogWeights,
     ParticleObjective,
     ParticleRun,
     Values,
     difference,
-    inner,
 )
 from numpyro_amortize.objectives.particles import ParticlePlan, plan_particles
 
@@ -160,5 +163,6 @@ class IWAE(ParticleObjective):
             of_shared = jax.tree.map(jnp.add, of_shared, path)
         if self.gradient == "dreg":
             of_own = plan.weigh(jax.nn.softmax(found[1], axis=0), of_own, run.event_dims)
-        surrogate = inner(stop((of_model, of_shared, of_own)), live)
-        return stop(surrogate - value) - surrogate
+        return with_gradient(
+            -value, live, jax.tree.map(jnp.negative, (of_model, of_shared, of_own))
+        )

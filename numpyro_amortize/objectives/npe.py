@@ -451,11 +451,13 @@ def nonfinite_message(simulations: Simulations) -> str:
 
 
 def _fill_rows(tree: Any, is_used: Array) -> Any:
-    """Replace rows that are left out by the first that is not, before any network."""
-    first = jnp.argmax(is_used)
+    """Replace rows that are left out, if any are, by the first that is not, before any network."""
 
     def fill(value: Array) -> Array:
         keep = is_used.reshape((-1,) + (1,) * (value.ndim - 1))
-        return jnp.where(keep, value, value[first])
+        return jnp.where(keep, value, value[jnp.argmax(is_used)])
 
-    return jax.tree.map(fill, tree)
+    # XLA also computes what enters a `cond` once, and not in every loop that reads it.
+    return jax.lax.cond(
+        jnp.all(is_used), lambda tree: tree, lambda tree: jax.tree.map(fill, tree), tree
+    )

@@ -39,6 +39,7 @@ LAYERS = (
         "decoders",
         "history",
         "compiler",
+        "dependence",
     },
     {"densities", "embeddings"},
     {"guides", "objectives", "handlers"},

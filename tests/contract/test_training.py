@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -169,6 +170,44 @@ def test_parameters_of_the_model_train_under_a_bound_but_not_under_npe(host):
 
     assert scale(host.trace_elbo(), 150) < 1.2
     assert scale(host.package.NPE(8), 20) == pytest.approx(2.0, abs=1e-6)
+
+
+def test_numpyro_trains_no_weights_that_no_site_reads():
+    """A latent of each row reads its row; one of the whole reads the pooled rows."""
+    require("numpyro")
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+
+    from numpyro_amortize import NPE, AmortizedGuide
+    from numpyro_amortize.training_step import TrainingStep
+
+    def model(has_whole, x=None):
+        centre = numpyro.sample("centre", dist.Normal()) if has_whole else 0.0
+        with numpyro.plate("rows", 5):
+            z = numpyro.sample("z", dist.Normal(centre, 1.0))
+            numpyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    data = jnp.zeros(5)
+    for has_whole, objective in product((False, True), (NPE(4), numpyro.infer.Trace_ELBO())):
+        own = partial(model, has_whole)
+        guide = AmortizedGuide(own, observed="x").setup(x=data)
+        step = TrainingStep(
+            own,
+            guide,
+            objective,
+            ((), {"x": data}),
+            optimizer=None,
+            learning_rate=1e-3,
+            num_steps=1,
+            params=None,
+        )
+        every = set(guide.init_params()["amortized$params"])
+        left_out = every - set(step.initial[0]["amortized$params"])
+        pooled = {name for name in every if ".pooled." in name}
+        assert pooled
+        assert left_out == (set() if has_whole else pooled)
+        assert set(step.params(step.initial)["amortized$params"]) == every
 
 
 def test_sizes_and_settings_are_told_apart(host):
