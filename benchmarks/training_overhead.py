@@ -153,7 +153,7 @@ def pyro_methods():
 
         return run
 
-    def ours(name):
+    def ours(name, *, compile):
         kwargs = {} if name == "NPE" else {"x": data}
 
         def run(num_steps):
@@ -164,6 +164,7 @@ def pyro_methods():
                 kwargs=kwargs,
                 num_steps=num_steps,
                 learning_rate=LEARNING_RATE,
+                compile=compile,
                 progress_bar=False,
             )
 
@@ -188,7 +189,14 @@ def pyro_methods():
             kwargs = {} if name == "NPE" else {"x": data}
             by_host = [objectives[name].loss(model, guide, **kwargs) for _ in range(NUM_COMPARED)]
             check_equal(name, by_host, [float(loss()) for _ in range(NUM_COMPARED)])
-    methods = {name: {"by hand": by_hand(name), "fit": ours(name)} for name in losses}
+    methods = {
+        name: {
+            "by hand": by_hand(name),
+            "fit, compile=True": ours(name, compile=True),
+            "fit": ours(name, compile=False),
+        }
+        for name in losses
+    }
     for name in PARTICLES:
         methods[name]["host's SVI"] = svi(name)
     return methods

@@ -29,7 +29,7 @@ from numpyro_amortize.posterior import AmortizedPosterior
 from numpyro_amortize.simulate import simulate
 from numpyro_amortize.training_step import TrainingStep
 
-_NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 25, 20  # steps: reports are a few per cent of the time
+_NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 20, 50  # steps: reports are a few per cent of the time
 _HELD_OUT_KEYS = 8
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
 _CHECKED_SIMULATIONS = 1000

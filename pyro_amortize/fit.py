@@ -11,6 +11,7 @@ from pyro.infer.elbo import ELBO
 from tqdm import tqdm
 
 from pyro_amortize.arguments import drawn_call
+from pyro_amortize.compiled import make_compiler
 from pyro_amortize.early_stopping import early_stopping
 from pyro_amortize.fit_members import fit_members
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
@@ -25,7 +26,7 @@ from pyro_amortize.simulate import simulate
 from pyro_amortize.tracing import plate_sizes
 from pyro_amortize.training_step import MakeOptimizer, TrainingStep
 
-_NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 25, 20  # steps: reports are a few per cent of the time
+_NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 20, 50  # steps: reports are a few per cent of the time
 _HELD_OUT_SEEDS = range(1000, 1008)
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
 _CHECKED_SIMULATIONS = 1000
@@ -43,6 +44,7 @@ def fit(
     learning_rate: float = 1e-3,
     optimizer: MakeOptimizer | None = None,
     patience: int | None = None,
+    compile: bool = False,
     progress_bar: bool = True,
 ) -> AmortizedPosterior:
     """Train a guide and return the posterior for every data set.
@@ -69,6 +71,12 @@ def fit(
         patience: For `NPE` on a fixed bank of simulations: stop after so many steps without a
             better loss on those that are held out, and keep the best parameters. The loss is
             measured at least five times in that many steps.
+        compile: Whether to record the operations of a step once, for each shape of its arguments,
+            and to run these without the Python of model and guide: a step then takes about what
+            it would take written by hand. Decisions by values, as `if (x > 0).any()`, are followed.
+            Numbers that come from elsewhere are not seen: random ones that are not torch's, or a
+            weight that changes between steps and is no tensor. Recordings are compared with the
+            model at first and at each report.
         progress_bar: Whether to show a bar with the loss and simulations per second.
 
     Returns:
@@ -77,7 +85,8 @@ def fit(
     Raises:
         ValueError: If simulations are not finite and NPE is not told to drop them, if the
             objective's gradient would be wrong at a discrete site, if arguments come from two
-            places, or if `patience` is given without a bank.
+            places, if `patience` is given without a bank, or, with `compile`, if the step cannot
+            be recorded or what it does changes between steps.
         FloatingPointError: If the loss or its gradient is not finite, naming the step and the
             sites.
 
@@ -109,6 +118,7 @@ def fit(
             learning_rate=learning_rate,
             optimizer=optimizer,
             patience=patience,
+            compile=compile,
             progress_bar=progress_bar,
         )
     stopping = early_stopping(patience, objective)
@@ -129,14 +139,20 @@ def fit(
     if npe and npe.simulations is None and guide.is_vectorized:
         _check_simulations(guide.model, npe, calls[0])
     is_fixed = not (draw_call or npe is objective or structure.subsampled or structure.missing)
+    data = guide.find_observations(*calls[0]) if is_fixed else {}  # read once
+    compiler = None
+    if compile:
+        constants = [*guide.buffers(), *data.values()]
+        compiler = make_compiler(objective, constants, draws_arguments=draw_call is not None)
     step = TrainingStep(
         model,
-        guide.bind(guide.find_observations(*calls[0])) if is_fixed else guide,  # read once
+        guide.bind(data) if is_fixed else guide,
         objective,
         calls[0],
         optimizer=optimizer,
         learning_rate=learning_rate,
         num_steps=num_steps,
+        compiler=compiler,
     )
 
     report_every = max(num_steps // _NUM_REPORTS, min(_LEAST_BETWEEN_REPORTS, num_steps))
@@ -157,6 +173,7 @@ def fit(
             losses.append(result.loss)
             num_nonfinite += result.num_nonfinite
             if done == num_steps or done % report_every == 0:
+                step.check_recordings(call)
                 if stopping:
                     value = step.bank_loss(calls[0])
                     stopping.see(done, value, step.state())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pyro
@@ -15,6 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 Trace = dict[str, dict[str, Any]]
+_SEEDED: ContextVar[int] = ContextVar("seeded", default=0)
 _WRAPPERS = (dist.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
 _LOCATION_SCALE = (
     dist.Normal,
@@ -80,18 +82,36 @@ def keep_fixed(model: Callable[..., Any], names: Sequence[str]) -> Callable[...,
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """A fixed torch seed inside, the outer random state untouched."""
+    states, token = random_state(), _SEEDED.set(_SEEDED.get() + 1)
     if torch.accelerator.is_available():
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            yield
-        return
-    # torch.manual_seed keeps a note, with the stack, for each kind of device not there.
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
+        torch.manual_seed(seed)
+    else:  # torch.manual_seed keeps a note, with the stack, for each kind of device not there
+        torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(state)
+        set_random_state(states)
+        _SEEDED.reset(token)
+
+
+def seeded_depth() -> int:
+    """In how many fixed seeds, one inside another, the program is."""
+    return _SEEDED.get()
+
+
+def random_state() -> list[Tensor]:
+    """The state of torch's generators, for `set_random_state`."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states += torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_state(states: list[Tensor]) -> None:
+    """Put torch's generators back to where they were."""
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
 
 
 def with_rows(model: Callable[..., Any], rows: Mapping[str, Any] | None) -> Callable[..., Any]:

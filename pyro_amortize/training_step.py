@@ -11,12 +11,14 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_amortize.clipping import gradient_clipping
+from pyro_amortize.compiled import CompiledFunction, Compiler, Evaluation
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.handlers import fill_missing
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE, VIS
 from pyro_amortize.objectives.mixed import parts_of
 from pyro_amortize.objectives.over_data_sets import OverDataSets
+from pyro_amortize.recording import Outputs
 from pyro_amortize.tracing import is_rows, log_densities, seeded
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
@@ -47,6 +49,7 @@ class TrainingStep:
             rate.
         learning_rate: Initial rate of the default optimiser.
         num_steps: Number of steps of the decay.
+        compiler: Makes a function whose recorded operations are run; None to run its Python.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class TrainingStep:
         optimizer: MakeOptimizer | None,
         learning_rate: float,
         num_steps: int,
+        compiler: Compiler | None = None,
     ) -> None:
         self.guide, structure = guide, guide.structure
         # Simulations have no data to be missing, and many data sets have them in turn.
@@ -79,13 +83,20 @@ class TrainingStep:
         else:
             self._optimizer = optimizer(self._parameters)
         self._random_state = torch.get_rng_state()
+        self._gradients: Evaluation = self._loss_and_gradients
+        self._held_out: Evaluation = self._held_out_loss
+        if compiler is not None:
+            self._gradients = compiler(self._gradients)
+            self._held_out = compiler(self._held_out)
 
     def advance(self, call: Call) -> StepResult:
         """One step, which leaves the parameters alone if its loss or gradient is not finite."""
         self._random_state = torch.get_rng_state()
-        self._optimizer.zero_grad()
-        value, count = self._add_gradients(call)
-        result = StepResult(value, self._clip(self._parameters), count)
+        loss, num_nonfinite, *gradients = self._gradients(call)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = self._clip(self._parameters)
+        result = StepResult(float(loss), norm, int(num_nonfinite))
         if result.is_finite:
             self._optimizer.step()
             if self._schedule is not None:
@@ -94,15 +105,10 @@ class TrainingStep:
 
     def held_out_loss(self, seeds: Iterable[int], call: Call) -> float:
         """Mean loss over fixed seeds, on simulations that training does not see."""
-        args, kwargs = call
         values = []
         for seed in seeds:
             with torch.no_grad(), seeded(seed):
-                losses = [
-                    weight * part.loss(model, self.guide, *args, **kwargs)
-                    for part, weight, model in self._parts
-                ]
-            values.append(sum(losses))
+                values.append(float(self._held_out(call)[0]))
         return sum(values) / len(values)
 
     def bank_loss(self, call: Call) -> float:
@@ -111,6 +117,16 @@ class TrainingStep:
         objective, _, model = self._parts[0]
         with seeded(0):
             return float(objective.bank_loss(model, self.guide, *args, **kwargs))
+
+    def check_recordings(self, call: Call) -> None:
+        """Compare what is recorded with model, guide and objective as they are now.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        for evaluation in (self._gradients, self._held_out):
+            if isinstance(evaluation, CompiledFunction):
+                evaluation.check(call)
 
     def state(self) -> list[Tensor]:
         """Copies of the parameters, for `restore`."""
@@ -156,21 +172,36 @@ class TrainingStep:
         )
         return all(_is_finite(each) for each in gradients if each is not None)
 
-    def _add_gradients(self, call: Call) -> tuple[float, int]:
-        """The loss, its gradients added to those of the parameters if it is finite."""
+    def _loss_and_gradients(self, call: Call) -> Outputs:
+        """The loss, the number of simulations that are not finite, and gradients."""
         args, kwargs = call
-        value, count = 0.0, 0
+        for parameter in self._parameters:
+            parameter.grad = None
+        total, count = torch.zeros(()), torch.zeros((), dtype=torch.int)
         for part, weight, model in self._parts:
             if isinstance(part, NPE):
                 loss, count = part.loss_and_count(model, self.guide, *args, **kwargs)
             elif hasattr(part, "differentiable_loss"):
                 loss = part.differentiable_loss(model, self.guide, *args, **kwargs)
             else:  # TraceGraph_ELBO, which is no part of a mixture
-                return part.loss_and_grads(model, self.guide, *args, **kwargs), 0
+                loss = torch.tensor(part.loss_and_grads(model, self.guide, *args, **kwargs))
             if bool(torch.isfinite(loss)) and loss.requires_grad:
                 (weight * loss).backward()
-            value += weight * float(loss.detach())
-        return value, count
+            total = total + weight * loss.detach()
+        return [total, count, *[parameter.grad for parameter in self._parameters]]
+
+    def _held_out_loss(self, call: Call) -> Outputs:
+        args, kwargs = call
+        total = torch.zeros(())
+        for part, weight, model in self._parts:
+            if isinstance(part, NPE):
+                loss = part.held_out_loss(model, self.guide, *args, **kwargs)
+            elif hasattr(part, "differentiable_loss"):
+                loss = part.differentiable_loss(model, self.guide, *args, **kwargs)
+            else:
+                loss = torch.tensor(part.loss(model, self.guide, *args, **kwargs))
+            total = total + weight * loss.detach()
+        return [total]
 
     def _find_parameters(self, call: Call) -> list[Tensor]:
         """The guide's parameters, and under a bound those of the model too."""

@@ -179,10 +179,10 @@ class NPE(ELBO):
 
     def loss_and_count(
         self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor, Tensor]:
         """The loss, and the number of simulations that were not finite."""
         sites, is_finite = self._site_losses(model, guide, (args, kwargs))
-        return _total(sites), int((~is_finite).sum())
+        return _total(sites), (~is_finite).sum()
 
     def site_losses(
         self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any

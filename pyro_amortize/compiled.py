@@ -1,0 +1,175 @@
+"""A function of a model's arguments, recorded at its first use and then run without its Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from pyro_amortize.measure import Call
+from pyro_amortize.objectives.mixed import parts_of
+from pyro_amortize.recorded_graph import RecordingError
+from pyro_amortize.recording import DepartureError, Outputs, Recording, record
+from pyro_amortize.tracing import random_state, seeded, set_random_state
+
+Evaluation = Callable[[Call], Outputs]
+
+_SEEDS, _NUM_COMPARED = range(2000, 2020), 3
+_TOLERANCE = 1e-4  # of the norm; the same operations in the same order differ by rounding at most
+_MOST_RECORDINGS = 64
+_ADVICE = "Leave compile out for this model and objective"
+
+
+def make_compiler(
+    objective: Any, constants: Iterable[Tensor], *, draws_arguments: bool
+) -> Compiler:
+    """What turns the evaluations of an objective into compiled ones.
+
+    Args:
+        objective: The objective.
+        constants: Tensors that do not change while a guide is trained.
+        draws_arguments: Whether each step has other arguments.
+
+    Raises:
+        ValueError: If a part of the objective has no `differentiable_loss`.
+    """
+    for part, _ in parts_of(objective):
+        if not hasattr(part, "differentiable_loss"):
+            raise ValueError(
+                f"compile: {type(part).__name__} has no differentiable_loss, so that its gradient "
+                f"cannot be recorded. {_ADVICE}"
+            )
+    return partial(
+        CompiledFunction, constants=list(constants), has_same_arguments=not draws_arguments
+    )
+
+
+class CompiledFunction:
+    """Runs the recorded operations of a function of a model's arguments.
+
+    It is recorded once for each shape of the arguments and compared with the function at three
+    random states. Where a run finds that the function's Python would go another way than when it
+    was recorded, the function itself is run, from the same random state.
+
+    Args:
+        function: Returns tensors.
+        constants: Tensors that do not change between runs.
+        has_same_arguments: Whether it is always called with the same arguments, which then do not
+            change either.
+    """
+
+    def __init__(
+        self,
+        function: Evaluation,
+        *,
+        constants: Sequence[Tensor],
+        has_same_arguments: bool,
+    ) -> None:
+        self._function = function
+        self._constants = list(constants)
+        self._has_same_arguments = has_same_arguments
+        self._recordings: dict[Hashable, tuple[Recording, Call]] = {}
+        self.num_runs, self.num_departures = 0, 0
+
+    def __call__(self, call: Call) -> Outputs:
+        """What the function returns, without a graph.
+
+        Raises:
+            ValueError: If the function cannot be recorded, or if a recording differs from it.
+        """
+        recording, inputs = self._find(call)
+        state = random_state()
+        self.num_runs += 1
+        try:
+            return recording(inputs)
+        except DepartureError:
+            self.num_departures += 1
+            set_random_state(state)
+            return self._function(call)
+
+    def check(self, call: Call) -> None:
+        """Compare a recording with the function as it is now.
+
+        Raises:
+            ValueError: If they differ.
+        """
+        recording, inputs = self._find(call)
+        self._compare(recording, inputs, call, _SEEDS[0])
+
+    def _find(self, call: Call) -> tuple[Recording, list[Tensor]]:
+        leaves, form = tree_flatten(call)
+        inputs = [each for each in leaves if isinstance(each, Tensor)]
+        key = (form, *map(_kind, leaves))
+        if key not in self._recordings:
+            if len(self._recordings) == _MOST_RECORDINGS:
+                raise ValueError(
+                    f"compile: arguments of {_MOST_RECORDINGS} kinds were recorded, and still "
+                    "others are drawn. Arrays and numbers that differ from step to step must be "
+                    f"tensors, of few shapes. {_ADVICE}, or draw such"
+                )
+            self._recordings[key] = self._record(call, inputs), call
+        return self._recordings[key][0], [] if self._has_same_arguments else inputs
+
+    def _record(self, call: Call, inputs: list[Tensor]) -> Recording:
+        state = random_state()
+        self._function(call)  # what is done at a first call alone is now done
+        try:
+            recording = record(
+                lambda: self._function(call),
+                inputs=[] if self._has_same_arguments else inputs,
+                constants=[*self._constants, *(inputs if self._has_same_arguments else [])],
+            )
+        except RecordingError as error:
+            raise ValueError(f"compile: the step cannot be recorded: {error}. {_ADVICE}") from error
+        own = [] if self._has_same_arguments else inputs
+        agreed = (seed for seed in _SEEDS if self._compare(recording, own, call, seed))
+        if not list(islice(agreed, _NUM_COMPARED)):
+            raise ValueError(
+                "compile: model or guide decide by values that are drawn, and take another path "
+                f"at each draw, so that nothing can be recorded. {_ADVICE}"
+            )
+        set_random_state(state)
+        return recording
+
+    def _compare(self, recording: Recording, inputs: list[Tensor], call: Call, seed: int) -> bool:
+        """Whether they agree at one random state; False if the recording departs there."""
+        with seeded(seed):
+            expected = [each if each is None else each.clone() for each in self._function(call)]
+        with seeded(seed):
+            try:
+                found = recording(inputs)
+            except DepartureError:
+                return False
+        if not all(map(_is_close, found, expected)):
+            raise ValueError(
+                "compile: the recorded step no longer gives what the model gives. Model, guide or "
+                "objective use random numbers that are not torch's, or hold numbers that change "
+                f"between steps, as a weight that is annealed; make these tensors. {_ADVICE}"
+            )
+        return True
+
+
+def _kind(leaf: object) -> Hashable:
+    """What a recording takes for granted of an argument."""
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape), leaf.dtype, leaf.device
+    is_plain = leaf is None or isinstance(leaf, bool | int | float | str)
+    return type(leaf), leaf if is_plain else id(leaf)
+
+
+def _is_close(found: Tensor | None, expected: Tensor | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    first, second = found.double(), expected.double()
+    if not bool(second.isfinite().all()):
+        return torch.equal(first.isfinite(), second.isfinite())
+    error = torch.linalg.vector_norm(first - second)
+    return bool(error <= _TOLERANCE * torch.linalg.vector_norm(second))
+
+
+Compiler = Callable[[Evaluation], CompiledFunction]
