@@ -45,7 +45,8 @@ def interpreted(graph: fx.Graph, tensors: dict[str, Tensor], inputs: Sequence[Te
         script = torch.jit.trace(flat, example, check_trace=False)
 
     def run(values: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
-        found = script(*own, *values)
+        with torch.jit.optimized_execution(should_optimize=False):
+            found = script(*own, *values)
         tensors_returned = iter(found[:num_returned])
         returned = [next(tensors_returned) if there else None for there in is_there]
         learned = found[num_returned : num_returned + num_learned]

@@ -96,8 +96,8 @@ class RecordedGraph:
         if any(isinstance(value, float) for _, value in learned):
             raise RecordingError("it turns a tensor into a Python number")
         output = self._graph.output((returned, [node for node, _ in learned], []))
+        self._merge()
         self._fold(changing)
-        self._merge(changing)
         self._graph.eliminate_dead_code(self._is_kept)
         output.args = ((*output.args[0][:2], self._unused()),)
         run = interpreted(self._graph, self._tensors, self._inputs)
@@ -148,15 +148,13 @@ class RecordedGraph:
                 with self._graph.inserting_before(node):
                     node.replace_all_uses_with(self._attribute(value.detach()))
 
-    def _merge(self, changing: set[fx.Node]) -> None:
+    def _merge(self) -> None:
         """Let one node stand for all that do the same with the same."""
+        pure = [node for node in self._graph.nodes if self._is_pure(node)]
+        for node in filter(self._is_identity, pure):
+            node.replace_all_uses_with(node.args[0])
         seen: dict[Any, fx.Node] = {}
-        for node in list(self._graph.nodes):
-            if node not in changing or node.op != "call_function" or not self._is_pure(node):
-                continue
-            if node.target is torch.ops.aten.detach.default:  # runs keep no graph
-                node.replace_all_uses_with(node.args[0])
-                continue
+        for node in pure:
             key = node.target, _key(node.args), _key(node.kwargs)
             first = seen.setdefault(key, node)
             if first is not node:
@@ -175,9 +173,23 @@ class RecordedGraph:
         has_effects = target._schema.is_mutable or _is_random(target)
         return has_effects and node not in self._fixed
 
+    def _is_identity(self, node: fx.Node) -> bool:
+        """Whether the node returns its argument: a view of the whole, or one without a graph."""
+        if not (node.args and isinstance(node.args[0], fx.Node)):
+            return False
+        value, given = self._values.get(node), self._values.get(node.args[0])
+        return (
+            isinstance(value, Tensor)
+            and isinstance(given, Tensor)
+            and (_storage(value), value.storage_offset())
+            == (_storage(given), given.storage_offset())
+            and (value.shape, value.stride()) == (given.shape, given.stride())
+            and value.dtype == given.dtype
+        )
+
     def _is_pure(self, node: fx.Node) -> bool:
         """Whether the node and its inputs keep their values, and may be shared."""
-        if self._is_kept(node) or node.target is _CLONE:
+        if node.op != "call_function" or self._is_kept(node) or node.target is _CLONE:
             return False
         values = [self._values.get(each) for each in (node, *node.all_input_nodes)]
         tensors = [value for value in values if isinstance(value, Tensor)]
