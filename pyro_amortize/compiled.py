@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives.mixed import parts_of
@@ -102,9 +101,8 @@ class CompiledFunction:
         self._compare(recording, inputs, call, _SEEDS[0])
 
     def _find(self, call: Call) -> tuple[Recording, list[Tensor]]:
-        leaves, form = tree_flatten(call)
-        inputs = [each for each in leaves if isinstance(each, Tensor)]
-        key = (form, *map(_kind, leaves))
+        inputs = _tensors(call)
+        key = _kind(call)
         if key not in self._recordings:
             if len(self._recordings) == _MOST_RECORDINGS:
                 raise ValueError(
@@ -154,12 +152,25 @@ class CompiledFunction:
         return True
 
 
-def _kind(leaf: object) -> Hashable:
-    """What a recording takes for granted of an argument."""
-    if isinstance(leaf, Tensor):
-        return tuple(leaf.shape), leaf.dtype, leaf.device
-    is_plain = leaf is None or isinstance(leaf, bool | int | float | str)
-    return type(leaf), leaf if is_plain else id(leaf)
+def _tensors(value: object) -> list[Tensor]:
+    """The tensors in arguments, lists and dicts of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts: Iterable[object] = value.values() if isinstance(value, dict) else ()
+    parts = value if isinstance(value, list | tuple) else parts
+    return [tensor for part in parts for tensor in _tensors(part)]
+
+
+def _kind(value: object) -> Hashable:
+    """What a recording takes for granted of arguments."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.dtype, value.device
+    if isinstance(value, dict):
+        return tuple((name, _kind(part)) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_kind, value))
+    is_plain = value is None or isinstance(value, bool | int | float | str)
+    return type(value), value if is_plain else id(value)
 
 
 def _is_close(found: Tensor | None, expected: Tensor | None) -> bool:

@@ -27,6 +27,7 @@ from pyro_amortize.tracing import plate_sizes
 from pyro_amortize.training_step import MakeOptimizer, TrainingStep
 
 _NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 20, 50  # steps: reports are a few per cent of the time
+_REPORTS_PER_CHECK = 5  # of what is recorded
 _HELD_OUT_SEEDS = range(1000, 1008)
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
 _CHECKED_SIMULATIONS = 1000
@@ -76,7 +77,7 @@ def fit(
             it would take written by hand. Decisions by values, as `if (x > 0).any()`, are followed.
             Numbers that come from elsewhere are not seen: random ones that are not torch's, or a
             weight that changes between steps and is no tensor. Recordings are compared with the
-            model at first and at each report.
+            model at first, at every fifth report and at the end.
         progress_bar: Whether to show a bar with the loss and simulations per second.
 
     Returns:
@@ -159,7 +160,8 @@ def fit(
     if stopping:
         report_every = min(report_every, stopping.every)
     per_step = npe.num_simulations if npe else 0
-    losses, num_nonfinite, held_out = [], 0, []
+    losses, num_nonfinite = [], 0
+    held_out: list[tuple[int, float]] = []
     seen: dict[tuple[Any, ...], dict[str, int]] = {}
     last_done, last_time = 0, time.perf_counter()
     with tqdm(total=num_steps, disable=not progress_bar, unit="step") as bar:
@@ -173,7 +175,8 @@ def fit(
             losses.append(result.loss)
             num_nonfinite += result.num_nonfinite
             if done == num_steps or done % report_every == 0:
-                step.check_recordings(call)
+                if done == num_steps or len(held_out) % _REPORTS_PER_CHECK == 0:
+                    step.check_recordings(call)
                 if stopping:
                     value = step.bank_loss(calls[0])
                     stopping.see(done, value, step.state())

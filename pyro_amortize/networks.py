@@ -82,11 +82,11 @@ class StackedMLP(nn.Module):
         Returns:
             Shape `(*batch, out_size)`.
         """
-        weights = torch.split(self.weights[0][0], [part.shape[-1] for part in parts])
+        weights = torch.split(_one_of(self.weights[0], 0), [part.shape[-1] for part in parts])
         products = [
             take(part @ weight) for part, weight, take in zip(parts, weights, spread, strict=True)
         ]
-        first = sum(products[1:], products[0] + self.biases[0][0])
+        first = sum(products[1:], products[0] + _one_of(self.biases[0], 0))
         hidden = self._after_first(first.reshape(-1, first.shape[-1]), 0)
         return hidden.reshape(*first.shape[:-1], hidden.shape[-1])
 
@@ -99,7 +99,12 @@ class StackedMLP(nn.Module):
         weight, bias = self.weights[layer], self.biases[layer]
         if index is None:
             return torch.baddbmm(bias, inputs, weight)
-        return torch.addmm(bias[index], inputs, weight[index])
+        return torch.addmm(_one_of(bias, index), inputs, _one_of(weight, index))
+
+
+def _one_of(stack: Tensor, index: int) -> Tensor:
+    """One network's weights; where it is the only one their gradient is no copy."""
+    return stack.squeeze(0) if len(stack) == 1 else stack[index]
 
 
 class Convolution(nn.Module):

@@ -134,6 +134,8 @@ class Pooling:
 
 def join_features(parts: Sequence[Tensor]) -> Tensor:
     """Features side by side, batch and plate axes broadcast."""
+    if len(parts) == 1:
+        return parts[0]
     ndim = max(part.ndim for part in parts)
     aligned = [part.reshape((1,) * (ndim - part.ndim) + part.shape) for part in parts]
     batch = torch.broadcast_shapes(*(part.shape[:-1] for part in aligned))

@@ -8,17 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils._pytree import tree_map_only
 
 from pyro_amortize.interpreter import Run, interpreted
 from pyro_amortize.tracing import seeded_depth
 
 _ATEN = torch.ops.aten
-_CLONE, _NUMBER, _EQUAL = (
-    _ATEN.clone.default,
-    _ATEN._local_scalar_dense.default,
-    _ATEN.equal.default,
-)
+_FRESH = _ATEN.lift_fresh.default
+_COPY, _CLONE = _ATEN.copy_.default, _ATEN.clone.default
+_NUMBER, _EQUAL = _ATEN._local_scalar_dense.default, _ATEN.equal.default
 
 
 class RecordingError(ValueError):
@@ -53,8 +50,10 @@ class RecordedGraph:
 
     def add(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         """Add an operation and what it returned."""
-        own_args, own_kwargs = tree_map_only(Tensor, self._node, (args, kwargs))
-        node = self._graph.call_function(func, tuple(own_args), own_kwargs)
+        own_args, own_kwargs = self._nodes_in(args), self._nodes_in(kwargs)
+        if func is _FRESH:  # of a number in the function's Python
+            self._constants.add(id(args[0]))
+        node = self._graph.call_function(func, own_args, own_kwargs)
         if _is_random(func) and seeded_depth() > self._depth:
             self._fixed.add(node)
         for value in [] if node in self._fixed else _written(func, args, kwargs):
@@ -65,7 +64,7 @@ class RecordedGraph:
         if func is _NUMBER:
             self._learned.append((own_args[0], outputs))
         elif func is _EQUAL and args[0].shape == args[1].shape:
-            same = self._graph.call_function(_ATEN.eq.Tensor, tuple(own_args))
+            same = self._graph.call_function(_ATEN.eq.Tensor, own_args)
             self._learned.append((self._graph.call_function(_ATEN.all.default, (same,)), outputs))
         if torch.Tag.dynamic_output_shape in func.tags:
             for value in _tensors(outputs):
@@ -95,13 +94,25 @@ class RecordedGraph:
         learned = [(node, value) for node, value in self._learned if node in changing]
         if any(isinstance(value, float) for _, value in learned):
             raise RecordingError("it turns a tensor into a Python number")
-        output = self._graph.output((returned, [node for node, _ in learned], []))
+        output: Any = self._graph.output((returned, [node for node, _ in learned], []))
         self._merge()
         self._fold(changing)
         self._graph.eliminate_dead_code(self._is_kept)
-        output.args = ((*output.args[0][:2], self._unused()),)
+        given_back, numbers, _ = output.args[0]
+        output.args = ((self._handed_over(given_back), numbers, self._unused()),)
+        self._graph.eliminate_dead_code(self._is_kept)
         run = interpreted(self._graph, self._tensors, self._inputs)
         return run, [value for _, value in learned]
+
+    def _nodes_in(self, arguments: Any) -> Any:
+        """Arguments of an operation with nodes in place of tensors."""
+        if isinstance(arguments, Tensor):
+            return self._node(arguments)
+        if isinstance(arguments, list | tuple):
+            return type(arguments)(self._nodes_in(each) for each in arguments)
+        if isinstance(arguments, dict):
+            return {name: self._nodes_in(each) for name, each in arguments.items()}
+        return arguments
 
     def _node(self, value: Tensor) -> fx.Node:
         if id(value) not in self._nodes:
@@ -159,6 +170,27 @@ class RecordedGraph:
             first = seen.setdefault(key, node)
             if first is not node:
                 node.replace_all_uses_with(first)
+
+    def _handed_over(self, returned: list[fx.Node | None]) -> list[fx.Node | None]:
+        """What is returned, without copies of what nothing else uses."""
+        sharing: dict[int, list[fx.Node]] = {}
+        for node in self._graph.nodes:
+            value = self._values.get(node)
+            if isinstance(value, Tensor):
+                sharing.setdefault(_storage(value), []).append(node)
+        return [node and self._original(node, sharing) for node in returned]
+
+    def _original(self, copy: fx.Node, sharing: dict[int, list[fx.Node]]) -> fx.Node:
+        """What was copied if it can take the place of the copy, else the copy."""
+        if copy.target is not _COPY or len(copy.users) > 1:
+            return copy
+        source: Any = copy.args[1]
+        value, given = self._values[copy], self._values.get(source)
+        if not isinstance(given, Tensor) or not self._is_pure(source):
+            return copy
+        is_alike = value.shape == given.shape and value.stride() == given.stride()
+        is_alone = len(source.users) == 1 and sharing[_storage(given)] == [source]
+        return source if is_alike and is_alone else copy
 
     def _unused(self) -> list[fx.Node]:
         """Draws that nothing uses, without which later draws would be others."""

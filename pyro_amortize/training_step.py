@@ -124,9 +124,8 @@ class TrainingStep:
         Raises:
             ValueError: If they differ.
         """
-        for evaluation in (self._gradients, self._held_out):
-            if isinstance(evaluation, CompiledFunction):
-                evaluation.check(call)
+        if isinstance(self._gradients, CompiledFunction):
+            self._gradients.check(call)
 
     def state(self) -> list[Tensor]:
         """Copies of the parameters, for `restore`."""

@@ -29,6 +29,9 @@ LAYERS = (
         "fixed",
         "sites",
         "tracing",
+        "interpreter",
+        "recorded_graph",
+        "recording",
         "reading",
         "stand_ins",
         "layout",
@@ -50,6 +53,7 @@ LAYERS = (
         "sequential",
         "clipping",
         "training_step",
+        "compiled",
         "padding",
         "posterior",
         "conditioned",
@@ -64,6 +68,8 @@ LAYERS = (
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 SAME_LAYER_BUT_APART = {("densities", "embeddings"), ("guides", "objectives")}
 DRAWERS = {"utils", "common", "helpers", "core", "misc"}
+# Torch's notes on extending it name this module.
+WITHOUT_A_PUBLIC_NAME = {("recording.py", "torch.utils._python_dispatch.TorchDispatchMode")}
 HOSTS = {"pyro", "torch", "numpyro", "jax", "equinox", "optax"}
 FOREIGN = {
     "pyro_amortize": {"numpyro_amortize", "numpyro", "jax", "equinox", "optax"},
@@ -192,7 +198,7 @@ def test_hosts_are_used_through_their_public_names(package):
         for name, _ in imports(tree)
         if name.split(".")[0] in HOSTS and any(word.startswith("_") for word in name.split("."))
     ]
-    assert not found
+    assert set(found) <= WITHOUT_A_PUBLIC_NAME
 
 
 def test_diagnostics_import_arviz_and_plots_lazily():
