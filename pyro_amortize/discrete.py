@@ -9,7 +9,6 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from pyro_amortize.supports import Support, read_support
 from pyro_amortize.tracing import Trace, base_distribution
@@ -97,7 +96,8 @@ def discrete_features(support: Support, numbers: Tensor, loc: Tensor, scale: Ten
     if not _is_one_hot(support):
         return torch.asinh((torch.log1p(numbers) - loc) / scale)
     width = feature_width(support)
-    hot = one_hot(numbers.round().long().clamp(0, width - 1), width).to(numbers.dtype)
+    label = numbers.round().clamp(0, width - 1)[..., None]
+    hot = (label == torch.arange(width, device=numbers.device)).to(numbers.dtype)
     return hot.reshape((*numbers.shape[:-1], numbers.shape[-1] * width))
 
 

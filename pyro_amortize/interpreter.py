@@ -38,11 +38,7 @@ def interpreted(graph: fx.Graph, tensors: dict[str, Tensor], inputs: Sequence[Te
         returned, learned, others = python(attributes, *values[len(tensors) :])
         return (*(each for each in returned if each is not None), *learned, *others)
 
-    with warnings.catch_warnings(), torch.no_grad():
-        # TorchScript is in maintenance; nothing else in torch runs such a graph without a compiler.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        example = tuple(value.detach() for value in (*own, *inputs))
-        script = torch.jit.trace(flat, example, check_trace=False)
+    script = _script(flat, tuple(value.detach() for value in (*own, *inputs)))
 
     def run(values: Sequence[Tensor]) -> tuple[list[Any], list[Any]]:
         with torch.jit.optimized_execution(should_optimize=False):
@@ -53,6 +49,18 @@ def interpreted(graph: fx.Graph, tensors: dict[str, Tensor], inputs: Sequence[Te
         return returned, [value.tolist() for value in learned]
 
     return run
+
+
+def _script(function: Callable[..., Any], example: tuple[Tensor, ...]) -> Callable[..., Any]:
+    """The function for torch's interpreter, or as it is where that lacks an operation."""
+    with warnings.catch_warnings(), torch.no_grad():
+        # TorchScript is in maintenance; nothing else in torch runs such a graph without a compiler.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            script: Callable[..., Any] = torch.jit.trace(function, example, check_trace=False)
+        except RuntimeError:  # the gradient of convolutions, for one
+            return function
+    return script
 
 
 class _Attributes:

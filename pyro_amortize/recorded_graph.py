@@ -101,7 +101,8 @@ class RecordedGraph:
         given_back, numbers, _ = output.args[0]
         output.args = ((self._handed_over(given_back), numbers, self._unused()),)
         self._graph.eliminate_dead_code(self._is_kept)
-        run = interpreted(self._graph, self._tensors, self._inputs)
+        used = [node.target for node in self._graph.nodes if node.op == "get_attr"]
+        run = interpreted(self._graph, {name: self._tensors[name] for name in used}, self._inputs)
         return run, [value for _, value in learned]
 
     def _nodes_in(self, arguments: Any) -> Any:

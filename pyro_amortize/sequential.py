@@ -36,6 +36,7 @@ def fit_sequential(
     learning_rate: float = 1e-3,
     optimizer: MakeOptimizer | None = None,
     patience: int | None = 500,
+    compile: bool = False,
     progress_bar: bool = True,
 ) -> AmortizedPosterior:
     """Truncated sequential neural posterior estimation (TSNPE): simulations for one data set.
@@ -67,6 +68,7 @@ def fit_sequential(
         optimizer: As for `fit`, one for each round.
         patience: Steps without a better held-out loss after which a round ends; None for
             `num_steps` in every round.
+        compile: As for `fit`.
         progress_bar: Whether to show a bar for each round.
 
     Returns:
@@ -134,6 +136,7 @@ def fit_sequential(
             learning_rate=learning_rate,
             optimizer=optimizer,
             patience=patience,
+            compile=compile,
             progress_bar=progress_bar,
         )
         if amortized.history is not None:

@@ -384,6 +384,9 @@ class PyroHost:
     def fit(self, model, guide, objective, *, seed=0, **options):
         self._pyro.clear_param_store()
         self.seed(seed)
+        # Long trainings are compiled, as they always are in NumPyro; the steps are the same.
+        is_long = options.get("num_steps", 3000) >= 300
+        options.setdefault("compile", is_long and hasattr(objective, "differentiable_loss"))
         return self.package.fit(model, guide, objective, progress_bar=False, **options)
 
     def start_from(self, amortized):

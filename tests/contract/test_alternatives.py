@@ -78,6 +78,7 @@ def test_rows_without_data_are_as_many_as_the_call_says(host, amortized):
     assert np.isfinite(tree["sample_stats"]["lp"].values).all()
 
 
+@pytest.mark.compiles
 def test_the_hosts_bound_uses_the_data_that_are_there(host):
     model, guide = two_sources(host, [("y",), ("y", "w")])
     options = {"num_steps": 300, "learning_rate": 1e-2}

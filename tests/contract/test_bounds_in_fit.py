@@ -25,7 +25,7 @@ def fitted(host, objective, **options):
     guide = small_guide(host, model, observed="x", sizes={"num_datasets": "datasets"}, **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="DataEmphasizedELBO: the model has no param")
-        return host.fit(model, guide, objective, args=(host.array(X), 6), num_steps=30)
+        return host.fit(model, guide, objective, args=(host.array(X), 6), num_steps=100)
 
 
 @pytest.mark.compiles

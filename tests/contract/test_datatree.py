@@ -79,6 +79,7 @@ def test_arviz_summary(host, posterior):
     assert len(table) == 10
 
 
+@pytest.mark.compiles
 def test_weighted_draws(host, posterior):
     tree = host.to_datatree(posterior, 50, is_weighted=True)
     assert dict(tree["posterior"]["theta"].sizes) == {"chain": 1, "draw": 50, "schools": 8}

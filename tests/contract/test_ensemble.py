@@ -67,6 +67,7 @@ def joint_log_prob(host, members, weights, condition, latents):
 
 
 @each_model
+@pytest.mark.compiles
 def test_log_prob_is_the_logsumexp_of_joint_densities(host, name):
     """And not the mean of log densities, nor are the weights ignored."""
     (members, ensemble), kwargs = mixture_of(host, name), call_of(name)
@@ -181,6 +182,7 @@ def test_draws_know_their_members(host):
     np.testing.assert_array_equal(nearest(values["mu"]), members)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_of_the_host(host, parallel):
     ensemble, num = far_apart(host), 200

@@ -20,6 +20,7 @@ def schools(rng, num_rows=6):
     return sigma, latents, np.broadcast_to(4 + 12 * rng.normal(size=NUM), (num_rows, NUM))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("centering", ["centered", "noncentered"])
 def test_permuted_schools(host, rng, centering):
     model = getattr(host.models, f"eight_schools_{centering}")
@@ -61,6 +62,7 @@ def test_draws_at_permuted_rows_have_the_permuted_law(host):
         assert np.all(np.abs(first.mean(0) - second.mean(0)) < 4.5 * error), name
 
 
+@pytest.mark.compiles
 def test_both_nested_plates_are_symmetries(host, rng):
     model = host.models.nested_groups
     amortized = host.scrambled(model, host.guide(model, observed="y"), scale=0.1)

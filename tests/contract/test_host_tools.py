@@ -223,6 +223,7 @@ def assert_trace_is_scored_as_by_us(host, amortized, values, densities, *args):
     assert sum(density.sum() for density in densities.values()) == pytest.approx(ours, abs=2e-3)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("density", ["NormalDensity", "SplineFlowDensity"])
 def test_density_of_an_event_plate_is_that_of_the_hosts_trace(host, rng, density):
     """Spread over the plate's elements in the host, one joint density in ours.

@@ -119,6 +119,7 @@ def test_constrained_global_and_local_latents_with_a_normal_density(host):
     assert_evidence(host, amortized.at(host.array(sigma), y=host.array(y)), exact)
 
 
+@pytest.mark.compiles
 def test_mixture_priors_of_a_global_and_a_local_latent(host):
     model, y = host.models.mixture_priors, np.array([1.5, 2.0, 3.5])
     weights, scale = host.models.MIXTURE_WEIGHTS, host.models.MIXTURE_SCALE

@@ -65,6 +65,7 @@ def closed_form(variance, h, dim):
     )
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("estimator", ["u", "v"])
 def test_the_kernel_divergence_is_the_closed_form(host, bounds, estimator):
     """d = 2, s = 1, guide with variance 1/4, 4000 elements."""
@@ -175,6 +176,7 @@ def test_masked_elements_do_not_count(host, bounds):
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+@pytest.mark.compiles
 def test_several_sites_are_joined(host, bounds):
     """Two scalar sites of a row are a vector: the same mean in law."""
     params = {"mean": np.full(X.shape, 0.5), "log_sd": np.full(X.shape, -0.5)}

@@ -151,6 +151,7 @@ def test_the_hosts_predictive_keeps_what_is_observed(host):
     assert kstest(noise.ravel(), "norm").pvalue > 1e-4
 
 
+@pytest.mark.compiles
 def test_locals_and_observed_covariates_enter_the_conditional(host):
     model = host.models.groups_with_an_obs_mask
     is_there, x, y = THERE[:5], X[:5] + 10, X[:5] + 10

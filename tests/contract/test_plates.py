@@ -79,6 +79,7 @@ def test_crossed_posteriors_follow_permuted_rows_and_columns(host, rng):
     assert abs(host.log_prob(amortized.at(9, 6, y=host.array(data["y"][0])), alone) - before) > 0.01
 
 
+@pytest.mark.compiles
 def test_crossed_draws_have_the_density_that_scores_them(host, rng):
     """Correlated elements too: the guide's own density of its own draws integrates to one."""
     model = host.models.crossed_effects

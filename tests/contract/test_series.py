@@ -211,6 +211,7 @@ def exact_evidence(there):
     return multivariate_normal(cov=covariance[np.ix_(kept, kept)]).logpdf(values)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("there", [THERE, THERE[::-1], np.arange(5) < np.array([[5], [0], [4]])])
 def test_evidence_of_padded_series_is_exact(host, there):
     """Also where a series has no step at all."""

@@ -66,7 +66,8 @@ def test_bank_of_simulations(host):
     amortized = host.fit(
         model, guide, host.package.NPE(64, simulations=bank), num_steps=150, learning_rate=5e-3
     )
-    assert amortized.history.held_out_losses[-1] < amortized.history.held_out_losses[0] - 0.3
+    history = amortized.history
+    assert history.held_out_losses[-1] < history.losses[:5].mean() - 0.3
     assert len(bank) == 500
     assert bank["x"].shape == (500, 20)
     assert bank.is_finite().all()
