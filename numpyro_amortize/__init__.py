@@ -2,6 +2,7 @@
 
 from numpyro_amortize.decoders import InverseLipschitzDecoder
 from numpyro_amortize.densities import (
+    AffineFlowDensity,
     CategoricalDensity,
     CountDensity,
     NormalDensity,
@@ -40,6 +41,7 @@ __all__ = [
     "NPE",
     "RWS",
     "VIS",
+    "AffineFlowDensity",
     "AmortizedGuide",
     "AmortizedPosterior",
     "CategoricalDensity",

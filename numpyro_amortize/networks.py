@@ -114,6 +114,142 @@ class StackedMLP(eqx.Module):
         return inputs @ weight + bias
 
 
+class MaskedMLP(StackedMLP):
+    """Perceptrons whose outputs for each of some values read a context and the values before it.
+
+    Every unit has a degree, from 0 up to the number of values less one, and reads the context,
+    values before its degree and units of no higher degree: the masks of MADE with the context
+    below all degrees. Layers narrower than the number of values are widened to it. Weights start
+    as those of `StackedMLP`, by the number of inputs a unit reads; the last layer starts at zero.
+
+    Args:
+        num_sites: Number of networks.
+        context_size: Number of context features.
+        num_values: Number of values.
+        hidden_dims: Widths of the hidden layers.
+        num_outputs: Number of outputs for each value.
+        rng_key: Key of the initial weights.
+
+    Example:
+        >>> network = MaskedMLP(1, 3, 2, (8,), 4, rng_key=jax.random.key(0))
+        >>> network(jax.numpy.ones((1, 5, 3 + 2))).shape
+        (1, 5, 8)
+
+    References:
+        Germain, Gregor, Murray and Larochelle (2015), arXiv:1502.03509, eqs. 8, 9 and 12.
+    """
+
+    num_values: int = eqx.field(static=True)
+    num_outputs: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        num_sites: int,
+        context_size: int,
+        num_values: int,
+        hidden_dims: Sequence[int],
+        num_outputs: int,
+        rng_key: Array,
+    ) -> None:
+        widths = [max(width, num_values) for width in hidden_dims]
+        in_size, out_size = context_size + num_values, num_values * num_outputs
+        super().__init__(num_sites, in_size, widths, out_size, zero_output=True, rng_key=rng_key)
+        self.num_values, self.num_outputs = num_values, num_outputs
+        for layer, mask in enumerate(self._own_masks()):
+            spread = jnp.asarray((len(mask) / np.maximum(mask.sum(0), 1)) ** 0.5, float)
+            self.weights[layer] = self.weights[layer] * spread
+            self.biases[layer] = self.biases[layer] * spread
+
+    def _own_masks(self) -> list[np.ndarray]:
+        widths = [weight.shape[-1] for weight in self.weights[:-1]]
+        context_size = self.weights[0].shape[1] - self.num_values
+        return _masks(_degrees(context_size, self.num_values, widths, self.num_outputs))
+
+    def _layer(self, layer: int, inputs: Array, index: int | None) -> Array:
+        weight, bias = self._masked(layer, index)
+        return inputs @ weight + bias
+
+    def _masked(self, layer: int, index: int | None) -> tuple[Array, Array]:
+        weight, bias = self.weights[layer], self.biases[layer]
+        if index is not None:
+            weight, bias = weight[index], bias[index]
+        return jnp.where(self._own_masks()[layer], weight, 0.0), bias
+
+    def one_by_one(
+        self,
+        context: Array,
+        given: Array,
+        choose: Callable[[Array, Array], tuple[Array, Array]],
+        index: int | None = None,
+    ) -> tuple[Array, Array]:
+        """Compute the values one after the other, each from the outputs given those before it.
+
+        A loop whose body is compiled once, whatever the number of values.
+
+        Args:
+            context: Shape `(num_sites, *batch, context_size)`; `(*batch, context_size)` with an
+                index.
+            given: A number for each value, shape `(*batch, num_values)`.
+            choose: From the number of a value, `(*batch,)`, and its outputs,
+                `(*batch, num_outputs)`, to the value and what is kept beside it, both `(*batch,)`.
+            index: The one network to evaluate, or None.
+
+        Returns:
+            The values and what is kept, both `(*batch, num_values)`.
+        """
+        batch = jnp.broadcast_shapes(context.shape[:-1], given.shape[:-1])
+        rows = (-1,) if index is not None else (batch[0], -1)
+        flat = jnp.broadcast_to(context, (*batch, context.shape[-1]))
+        flat = flat.reshape(*rows, context.shape[-1])
+        layers = [self._masked(layer, index) for layer in range(len(self.weights))]
+        weight, bias = layers[0]
+        of_context = flat @ weight[..., : context.shape[-1], :] + bias  # the same for all values
+        of_values = weight[..., context.shape[-1] :, :]
+        is_linear = len(layers) == 1
+
+        def body(values: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+            number, own = step
+            hidden = of_context + values @ of_values
+            for weight, bias in layers[1:-1]:
+                hidden = jax.nn.gelu(hidden, approximate=False) @ weight + bias
+            start = number * self.num_outputs
+            if is_linear:
+                outputs = self._columns(hidden, start)
+            else:
+                hidden = jax.nn.gelu(hidden, approximate=False)
+                outputs = hidden @ self._columns(layers[-1][0], start)
+                outputs = outputs + self._columns(layers[-1][1], start)
+            value, kept = choose(own, outputs.reshape(*batch, -1))
+            values = jnp.where(
+                jnp.arange(self.num_values) == number, value.reshape(*rows, 1), values
+            )
+            return values, kept
+
+        given = jnp.moveaxis(jnp.broadcast_to(given, (*batch, self.num_values)), -1, 0)
+        start = jnp.zeros((*of_context.shape[:-1], self.num_values), given.dtype)
+        values, kept = jax.lax.scan(body, start, (jnp.arange(self.num_values), given))
+        return values.reshape(*batch, -1), jnp.moveaxis(kept, 0, -1)
+
+    def _columns(self, outputs: Array, start: Array) -> Array:
+        """The columns of one value."""
+        return jax.lax.dynamic_slice_in_dim(outputs, start, self.num_outputs, axis=-1)
+
+
+def _degrees(
+    context_size: int, num_values: int, widths: Sequence[int], num_outputs: int
+) -> list[np.ndarray]:
+    """For each unit of each layer the number of values that it may depend on."""
+    values = np.arange(num_values)
+    hidden = [np.arange(width) * num_values // width for width in widths]
+    return [np.append(np.zeros(context_size, int), values + 1), *hidden, values.repeat(num_outputs)]
+
+
+def _masks(degrees: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each layer which inputs each unit reads."""
+    pairs = zip(degrees[:-1], degrees[1:], strict=True)
+    return [below[:, None] <= above for below, above in pairs]
+
+
 class Convolution(eqx.Module):
     """A convolution along time, causal, or over the two axes of an image, centred.
 

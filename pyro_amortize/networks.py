@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv1d, conv2d, gelu, pad, softplus
@@ -105,6 +106,133 @@ class StackedMLP(nn.Module):
 def _one_of(stack: Tensor, index: int) -> Tensor:
     """One network's weights; where it is the only one their gradient is no copy."""
     return stack.squeeze(0) if len(stack) == 1 else stack[index]
+
+
+class MaskedMLP(StackedMLP):
+    """Perceptrons whose outputs for each of some values read a context and the values before it.
+
+    Every unit has a degree, from 0 up to the number of values less one, and reads the context,
+    values before its degree and units of no higher degree: the masks of MADE with the context
+    below all degrees. Layers narrower than the number of values are widened to it. Weights start
+    as those of `StackedMLP`, by the number of inputs a unit reads; the last layer starts at zero.
+
+    Args:
+        num_sites: Number of networks.
+        context_size: Number of context features.
+        num_values: Number of values.
+        hidden_dims: Widths of the hidden layers.
+        num_outputs: Number of outputs for each value.
+
+    Example:
+        >>> network = MaskedMLP(1, 3, 2, (8,), 4)
+        >>> network(torch.ones(1, 5, 3 + 2)).shape
+        torch.Size([1, 5, 8])
+
+    References:
+        Germain, Gregor, Murray and Larochelle (2015), arXiv:1502.03509, eqs. 8, 9 and 12.
+    """
+
+    def __init__(
+        self,
+        num_sites: int,
+        context_size: int,
+        num_values: int,
+        hidden_dims: Sequence[int],
+        num_outputs: int,
+    ) -> None:
+        widths = [max(width, num_values) for width in hidden_dims]
+        in_size, out_size = context_size + num_values, num_values * num_outputs
+        super().__init__(num_sites, in_size, widths, out_size, zero_output=True)
+        self.num_values, self.num_outputs = num_values, num_outputs
+        degrees = _degrees(context_size, num_values, widths, num_outputs)
+        # Units in the order of their degrees: those below a degree are the first ones.
+        self.ends = [np.searchsorted(degree, np.arange(num_values), "right") for degree in degrees]
+        for layer, mask in enumerate(_masks(degrees)):
+            spread = torch.as_tensor((len(mask) / np.maximum(mask.sum(0), 1)) ** 0.5)
+            for start in (self.weights[layer], self.biases[layer]):
+                start.data *= spread.to(start)
+            as_numbers = torch.as_tensor(mask).to(self.weights[layer])
+            self.register_buffer(f"mask_{layer}", as_numbers, persistent=False)
+
+    def _layer(self, layer: int, inputs: Tensor, index: int | None) -> Tensor:
+        weight, bias, mask = (
+            self.weights[layer],
+            self.biases[layer],
+            self.get_buffer(f"mask_{layer}"),
+        )
+        if index is None:
+            return torch.baddbmm(bias, inputs, weight * mask)
+        return torch.addmm(_one_of(bias, index), inputs, _one_of(weight, index) * mask)
+
+    def one_by_one(
+        self,
+        context: Tensor,
+        given: Tensor,
+        choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        index: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the values one after the other, each from the outputs given those before it.
+
+        Every unit is evaluated once, as soon as what it reads is there.
+
+        Args:
+            context: Shape `(num_sites, *batch, context_size)`; `(*batch, context_size)` with an
+                index.
+            given: A number for each value, shape `(*batch, num_values)`.
+            choose: From the number of a value, `(*batch,)`, and its outputs,
+                `(*batch, num_outputs)`, to the value and what is kept beside it, both `(*batch,)`.
+            index: The one network to evaluate, or None.
+
+        Returns:
+            The values and what is kept, both `(*batch, num_values)`.
+        """
+        batch = torch.broadcast_shapes(context.shape[:-1], given.shape[:-1])
+        rows = (-1,) if index is not None else (batch[0], -1)
+        seen = context.expand(*batch, -1).reshape(*rows, context.shape[-1])
+        num_layers = len(self.weights)
+        units: list[Tensor] = []
+        values, kept = [], []
+        for number in range(self.num_values):
+            below = seen
+            for layer in range(num_layers - 1):
+                ends = self.ends[layer + 1]
+                own = slice(int(ends[number - 1]) if number else 0, int(ends[number]))
+                fresh = gelu(self._block(layer, below, own, index))
+                if number:
+                    units[layer] = torch.cat([units[layer], fresh], -1)
+                else:
+                    units.append(fresh)
+                below = units[layer]
+            own = slice(number * self.num_outputs, (number + 1) * self.num_outputs)
+            outputs = self._block(num_layers - 1, below, own, index).reshape(*batch, -1)
+            value, beside = choose(given[..., number], outputs)
+            seen = torch.cat([seen, value.reshape(*rows, 1)], -1)
+            values.append(value)
+            kept.append(beside)
+        return torch.stack(values, -1), torch.stack(kept, -1)
+
+    def _block(self, layer: int, below: Tensor, own: slice, index: int | None) -> Tensor:
+        """Some units of a layer, which read the first ones below."""
+        weight = self.weights[layer][:, : below.shape[-1], own]
+        bias = self.biases[layer][..., own]
+        if index is None:
+            return torch.baddbmm(bias, below, weight)
+        return torch.addmm(_one_of(bias, index), below, _one_of(weight, index))
+
+
+def _degrees(
+    context_size: int, num_values: int, widths: Sequence[int], num_outputs: int
+) -> list[np.ndarray]:
+    """For each unit of each layer the number of values that it may depend on."""
+    values = np.arange(num_values)
+    hidden = [np.arange(width) * num_values // width for width in widths]
+    return [np.append(np.zeros(context_size, int), values + 1), *hidden, values.repeat(num_outputs)]
+
+
+def _masks(degrees: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each layer which inputs each unit reads."""
+    pairs = zip(degrees[:-1], degrees[1:], strict=True)
+    return [below[:, None] <= above for below, above in pairs]
 
 
 class Convolution(nn.Module):

@@ -35,6 +35,7 @@ class Entry:
 _GAUSSIAN_PROBLEMS = ("conjugate_normal", "linear_gaussian_2", "linear_gaussian_10")
 
 CATALOGUE = (
+    Entry("AffineFlowDensity", "density", ("linear_gaussian_2", "parabola"), OTHER),
     Entry("AmortizedGuide", "guide", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("AmortizedPosterior", "result"),
     Entry("DataEmphasizedELBO", "objective", ("conjugate_normal",), GAUSSIAN),

@@ -22,6 +22,7 @@ from tests.problems import PROBLEMS, DigitsComponents
 _CONJUGATE = PROBLEMS["conjugate_normal"]
 _SCALE = PROBLEMS["normal_unknown_scale"]
 _SIGN = PROBLEMS["two_mode_sign"]
+_PARABOLA = PROBLEMS["parabola"]
 _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
 _SERIES = PROBLEMS["autoregression"]
@@ -107,6 +108,12 @@ def blob_image(y=None):
 def two_mode_sign(x=None):
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
     numpyro.sample("x", dist.Normal(z**2, _SIGN.noise), obs=x)
+
+
+def parabola(x=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    mean = z[..., 0] ** 2 / 2 + z[..., 1]
+    numpyro.sample("x", dist.Normal(mean, _PARABOLA.noise), obs=x)
 
 
 def beta_binomial(k=None):

@@ -159,7 +159,7 @@ def test_options_out_of_range(host, options, message):
 
 
 def test_every_pair_of_coordinates_is_separated(host):
-    masks = host.module("densities.spline_flow").coupling_masks
+    masks = host.module("densities.flow_steps").coupling_masks
     for size in range(2, 11):
         steps = np.array(masks(size, 2 * int(np.ceil(np.log2(size)))))
         assert np.all(steps.any(axis=1))

@@ -8,6 +8,7 @@ import pytest
 
 from tests.catalogue import GAUSSIAN
 from tests.contract import (
+    test_flows,
     test_importance,
     test_spline,
     test_supports,
@@ -156,6 +157,21 @@ def test_off_by_one_bin_of_the_spline(host, monkeypatch):
 
     monkeypatch.setattr(flow, "_bins", shifted)
     assert is_red(check, host, np.random.default_rng(0))
+
+
+def test_outputs_that_read_their_own_value(host, monkeypatch):
+    """Red: `test_masks_are_exact`."""
+    check = test_flows.test_masks_are_exact
+    assert not is_red(check, host, np.random.default_rng(0), (8,))
+    networks = host.module("networks")
+    degrees = networks._degrees
+
+    def shifted(context_size, *sizes):
+        first, *others = degrees(context_size, *sizes)
+        return [np.maximum(first - 1, 0), *others]
+
+    monkeypatch.setattr(networks, "_degrees", shifted)
+    assert is_red(check, host, np.random.default_rng(0), (8,))
 
 
 def test_defensive_draws_weighed_as_the_guides_own(host, monkeypatch):

@@ -26,8 +26,8 @@ def schools(rng, local):
     return (SIGMA,), {"inputs": {"sigma": "schools"}}, latents, data
 
 
-def linear(rng):
-    return (), {}, {"z": rng.normal(size=(5, 2))}, {"x": rng.normal(size=(5, 20, 2))}
+def linear(rng, **options):
+    return (), options, {"z": rng.normal(size=(5, 2))}, {"x": rng.normal(size=(5, 20, 2))}
 
 
 def crossed(rng):
@@ -96,6 +96,9 @@ CASES = {
     "eight_schools_centered": lambda rng: schools(rng, "theta"),
     "eight_schools_noncentered": lambda rng: schools(rng, "z"),
     "linear_gaussian_2": linear,
+    "linear_gaussian_2_autoregressive": lambda rng: linear(
+        rng, densities=("SplineFlowDensity", {"kind": "autoregressive", "num_transforms": 2})
+    ),
     "every_discrete_support": discrete,
     "switches_in_a_plate": switches,
     "crossed_effects": crossed,
@@ -122,12 +125,14 @@ def main(backend: str, folder: Path) -> None:
         args = tuple(
             host.array(value) if isinstance(value, np.ndarray) else value for value in args
         )
-        model = getattr(host.models, name.removesuffix("_recurrent"))
+        model = getattr(
+            host.models, name.removesuffix("_recurrent").removesuffix("_autoregressive")
+        )
         path = folder / f"{name}.safetensors"
         if backend == "numpyro":
-            if "embedding" in options:
-                kind, settings = options["embedding"]
-                options["embedding"] = getattr(host.package, kind)(**settings)
+            for slot in {"embedding", "densities"} & set(options):
+                kind, settings = options[slot]
+                options[slot] = getattr(host.package, kind)(**settings)
             guide = host.guide(model, observed=list(observations), **options)
             scale = 0.05 if name == "crossed_effects" else 0.1  # its networks are deep
             host.scrambled(model, guide, *args, scale=scale).save(path)

@@ -30,6 +30,7 @@ from tests.problems.line import Line
 from tests.problems.linear_gaussian import LinearGaussian
 from tests.problems.local_level import LocalLevel
 from tests.problems.normal_unknown_scale import NormalUnknownScale
+from tests.problems.parabola import Parabola
 from tests.problems.two_mode_sign import TwoModeSign
 
 PROBLEMS = {
@@ -46,6 +47,7 @@ PROBLEMS = {
     "local_level": LocalLevel(),
     "mixture_assignments": MixtureAssignments(),
     "normal_unknown_scale": NormalUnknownScale(),
+    "parabola": Parabola(),
     "poisson_count": PoissonCount(),
     "regimes": Regimes(),
     "switches": Switches(),
@@ -68,6 +70,7 @@ __all__ = [
     "LocalLevel",
     "MixtureAssignments",
     "NormalUnknownScale",
+    "Parabola",
     "PoissonCount",
     "Regimes",
     "Switches",

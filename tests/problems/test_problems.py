@@ -66,6 +66,10 @@ def log_joint(problem, name, latents, observations):
     if name == "two_mode_sign":
         z, x = latents["z"], observations["x"]
         return norm.logpdf(z) + norm.logpdf(x, z**2, problem.noise)
+    if name == "parabola":
+        first, second = latents["z"].T
+        prior = norm.logpdf(first) + norm.logpdf(second)
+        return prior + norm.logpdf(observations["x"], first**2 / 2 + second, problem.noise)
     if name == "beta_binomial":
         p, k = latents["p"], observations["k"]
         prior = np.log(30 * p * (1 - p) ** 4)  # Beta(2, 5)

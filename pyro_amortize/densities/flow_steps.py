@@ -1,0 +1,333 @@
+"""What flows of several steps share: networks, coupling steps and autoregressive ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pyro_amortize.densities.base import ConditionalDensity, FlowDistribution
+from pyro_amortize.networks import MaskedMLP, StackedMLP, positive
+
+KINDS = ("coupling", "autoregressive")
+_FULL_AFFINE_MAX = 32  # beyond it the outer affine layer is diagonal
+
+Pattern = tuple[int, ...]
+
+
+class Elementwise(Protocol):
+    """A monotone map of single coordinates whose parameters a network gives."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters of each coordinate."""
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether the map is affine for given parameters."""
+
+    def to_noise(self, value: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and log derivative, shape `(*batch,)`; parameters `(*batch, num_parameters)`."""
+
+    def from_noise(self, noise: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Preimage and log derivative of `to_noise` there."""
+
+
+def check_steps(kind: str, num_transforms: int) -> None:
+    """Refuse options that no flow has.
+
+    Raises:
+        ValueError: If `kind` is unknown or `num_transforms < 1`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind: expected 'coupling' or 'autoregressive', got {kind!r}")
+    if num_transforms < 1:
+        raise ValueError(f"num_transforms: expected at least 1, got {num_transforms}")
+
+
+def step_patterns(kind: str, event_size: int, num_transforms: int) -> tuple[Pattern, ...]:
+    """Which coordinates move in each step, or in which order.
+
+    Args:
+        kind: Coupling steps or autoregressive ones.
+        event_size: Number of coordinates.
+        num_transforms: Number of steps; one coordinate needs one.
+
+    Returns:
+        A mask for each coupling step, an order for each autoregressive one, every second one
+        reversed.
+
+    Example:
+        >>> step_patterns("autoregressive", 3, 2)
+        ((0, 1, 2), (2, 1, 0))
+    """
+    if kind == "coupling" or event_size == 1:
+        return coupling_masks(event_size, num_transforms)
+    order = tuple(range(event_size))
+    return tuple(order[:: -1 if step % 2 else 1] for step in range(num_transforms))
+
+
+def coupling_masks(event_size: int, num_transforms: int) -> tuple[tuple[bool, ...], ...]:
+    """Which coordinates each coupling step moves.
+
+    The steps go through the binary digits of the coordinate's index, so that every pair of
+    coordinates is separated by some step; one coordinate needs one step that moves it.
+
+    Args:
+        event_size: Number of coordinates.
+        num_transforms: Number of steps.
+
+    Returns:
+        One mask per step.
+
+    Example:
+        >>> coupling_masks(2, 2)
+        ((True, False), (False, True))
+    """
+    if event_size == 1:
+        return ((True,),)
+    digits = (event_size - 1).bit_length()
+    return tuple(
+        tuple((i >> (step % digits)) % 2 == (step // digits) % 2 for i in range(event_size))
+        for step in range(num_transforms)
+    )
+
+
+def build_flow(
+    num_sites: int,
+    event_size: int,
+    context_size: int,
+    *,
+    kind: str,
+    num_transforms: int,
+    hidden_dims: Sequence[int],
+    transform: Elementwise,
+) -> ConditionalDensity:
+    """A triangular affine map followed by steps; all of it starts at zero parameters.
+
+    Args:
+        num_sites: Number of sites.
+        event_size: Number of coordinates of each.
+        context_size: Number of context features.
+        kind: Coupling steps or autoregressive ones.
+        num_transforms: Number of steps for two or more coordinates. One coordinate has one step,
+            with an affine map in it, or the affine map alone if the step would be no more.
+        hidden_dims: Widths of the hidden layers.
+        transform: What a step does to each coordinate.
+
+    Returns:
+        The conditional density.
+    """
+    patterns = step_patterns(kind, event_size, num_transforms)
+    if event_size == 1 and transform.is_affine:
+        patterns = ()
+    couplings: list[StackedMLP] = []
+    for pattern in patterns:
+        if kind == "autoregressive" and event_size > 1:
+            network: StackedMLP = MaskedMLP(
+                num_sites, context_size, event_size, hidden_dims, transform.num_parameters
+            )
+        else:
+            moved = sum(pattern)
+            network = StackedMLP(
+                num_sites,
+                context_size + event_size - moved,
+                hidden_dims,
+                moved * transform.num_parameters,
+                zero_output=True,
+            )
+        couplings.append(network)
+    affine = None
+    if event_size > 1 or not patterns:
+        full = event_size <= _FULL_AFFINE_MAX
+        size = 2 * event_size + (event_size * (event_size - 1) // 2 if full else 0)
+        affine = StackedMLP(num_sites, context_size, hidden_dims, size, zero_output=True)
+    return ConditionalFlow(couplings, affine, patterns, transform, event_size, context_size)
+
+
+class ConditionalFlow(ConditionalDensity):
+    """The built form of flows of several steps."""
+
+    def __init__(
+        self,
+        couplings: Sequence[StackedMLP],  # of all kinds of steps, by the name in saved files
+        affine: StackedMLP | None,
+        patterns: tuple[Pattern, ...],
+        transform: Elementwise,
+        event_size: int,
+        context_size: int,
+    ) -> None:
+        super().__init__()
+        self.couplings = nn.ModuleList(couplings)
+        self.affine = affine
+        self.patterns, self.transform = patterns, transform
+        self.event_size, self.context_size = event_size, context_size
+
+    def forward(self, context: Tensor, index: int | None = None) -> FlowDistribution:
+        """The densities given contexts.
+
+        Raises:
+            ValueError: If the contexts have another number of features.
+        """
+        if context.shape[-1] != self.context_size:
+            raise ValueError(
+                f"context: expected {self.context_size} features in the last axis, as the density "
+                f"was built for, got {context.shape[-1]}"
+            )
+        steps: list[Any] = []
+        if self.affine is not None:
+            steps.append(TriangularAffine(self.affine(context, index), self.event_size))
+        networks = cast(Iterable[StackedMLP], self.couplings)
+        for network, pattern in zip(networks, self.patterns, strict=True):
+            if isinstance(network, MaskedMLP):
+                steps.append(Autoregressive(network, index, context, pattern, self.transform))
+            else:
+                steps.append(Coupling(network, index, context, pattern, self.transform))
+        return FlowDistribution(steps, context.shape[:-1], self.event_size)
+
+
+class TriangularAffine:
+    """A conditional triangular affine map: `z = (I + M) (u - loc) / scale`.
+
+    Args:
+        outputs: Locations, scales and the entries of `M` before their constraints.
+        size: Number of coordinates.
+    """
+
+    def __init__(self, outputs: Tensor, size: int) -> None:
+        self.loc = outputs[..., :size]
+        self.scale = positive(outputs[..., size : 2 * size])
+        self.lower = None
+        if outputs.shape[-1] > 2 * size:
+            below = np.flatnonzero(np.tri(size, k=-1))
+            place = torch.as_tensor(np.eye(size * size)[below]).to(outputs)  # a product, no scatter
+            square = outputs[..., 2 * size :] @ place
+            self.lower = square.reshape(*outputs.shape[:-1], size, size)
+
+    def like(self, shape: torch.Size) -> Tensor:
+        """Standard normal noise of the type and device of the step."""
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+    def to_noise(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and log determinant."""
+        noise = (coordinates - self.loc) / self.scale
+        if self.lower is not None:
+            noise = noise + (self.lower @ noise[..., None])[..., 0]
+        return noise, -torch.log(self.scale).sum(-1)
+
+    def from_noise(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Preimage and log determinant of `to_noise` there."""
+        log_det = -torch.log(self.scale).sum(-1)
+        if self.lower is not None:
+            noise = torch.linalg.solve_triangular(
+                self.lower, noise[..., None], upper=False, unitriangular=True
+            )[..., 0]
+        return self.loc + self.scale * noise, log_det
+
+
+class Coupling:
+    """A coupling step: the masked coordinates move given the context and the others.
+
+    Args:
+        network: From the context and the others to the parameters.
+        index: The one site to evaluate, or None.
+        context: As given to the density.
+        mask: Which coordinates move.
+        transform: How each of them moves.
+    """
+
+    def __init__(
+        self,
+        network: StackedMLP,
+        index: int | None,
+        context: Tensor,
+        mask: Pattern,
+        transform: Elementwise,
+    ) -> None:
+        self.network, self.index, self.context = network, index, context
+        self.moved = [i for i, moves in enumerate(mask) if moves]
+        self.kept = [i for i, moves in enumerate(mask) if not moves]
+        self.order = np.argsort(self.moved + self.kept).tolist()
+        self.transform = transform
+
+    def like(self, shape: torch.Size) -> Tensor:
+        """Standard normal noise of the type and device of the step."""
+        return torch.randn(shape, dtype=self.context.dtype, device=self.context.device)
+
+    def to_noise(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and log determinant."""
+        kept = coordinates[..., self.kept]
+        parameters = self._parameters(kept)
+        moved, log_slope = self.transform.to_noise(coordinates[..., self.moved], parameters)
+        return self._join(moved, kept), log_slope.sum(-1)
+
+    def from_noise(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Preimage and log determinant of `to_noise` there."""
+        kept = noise[..., self.kept]
+        parameters = self._parameters(kept)
+        moved, log_slope = self.transform.from_noise(noise[..., self.moved], parameters)
+        return self._join(moved, kept), log_slope.sum(-1)
+
+    def _parameters(self, kept: Tensor) -> Tensor:
+        inputs = _side_by_side(self.context, kept) if self.kept else self.context
+        outputs = self.network(inputs, self.index)
+        return outputs.reshape(*outputs.shape[:-1], len(self.moved), -1)
+
+    def _join(self, moved: Tensor, kept: Tensor) -> Tensor:
+        if not self.kept:
+            return moved
+        kept = kept.expand(*moved.shape[:-1], kept.shape[-1])
+        return torch.cat([moved, kept], -1)[..., self.order]
+
+
+class Autoregressive:
+    """A step that moves each coordinate given the context and the coordinates before it.
+
+    Towards the noise all coordinates move at once; from it they follow one after the other.
+
+    Args:
+        network: From the context and the coordinates in order to the parameters.
+        index: The one site to evaluate, or None.
+        context: As given to the density.
+        order: The coordinates, the first one first.
+        transform: How each of them moves.
+    """
+
+    def __init__(
+        self,
+        network: MaskedMLP,
+        index: int | None,
+        context: Tensor,
+        order: Pattern,
+        transform: Elementwise,
+    ) -> None:
+        self.network, self.index, self.context = network, index, context
+        self.order, self.places = list(order), np.argsort(order).tolist()
+        self.transform = transform
+
+    def like(self, shape: torch.Size) -> Tensor:
+        """Standard normal noise of the type and device of the step."""
+        return torch.randn(shape, dtype=self.context.dtype, device=self.context.device)
+
+    def to_noise(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
+        """Image and log determinant, by one pass of the network."""
+        value = coordinates[..., self.order]
+        outputs = self.network(_side_by_side(self.context, value), self.index)
+        parameters = outputs.reshape(*outputs.shape[:-1], len(self.order), -1)
+        noise, log_slope = self.transform.to_noise(value, parameters)
+        return noise[..., self.places], log_slope.sum(-1)
+
+    def from_noise(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Preimage and log determinant of `to_noise` there, by one pass for each coordinate."""
+        value, log_slope = self.network.one_by_one(
+            self.context, noise[..., self.order], self.transform.from_noise, self.index
+        )
+        return value[..., self.places], log_slope.sum(-1)
+
+
+def _side_by_side(context: Tensor, values: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(context.shape[:-1], values.shape[:-1])
+    return torch.cat([part.expand(*batch, part.shape[-1]) for part in (context, values)], -1)
