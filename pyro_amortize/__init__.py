@@ -5,8 +5,12 @@ from pyro_amortize.densities import (
     AffineFlowDensity,
     CategoricalDensity,
     CountDensity,
+    LowRankNormalDensity,
+    MixtureDensity,
+    MultivariateNormalDensity,
     NormalDensity,
     SplineFlowDensity,
+    StudentTDensity,
 )
 from pyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
 from pyro_amortize.fit import fit
@@ -52,8 +56,11 @@ __all__ = [
     "ImportanceSamples",
     "InfoELBO",
     "InverseLipschitzDecoder",
+    "LowRankNormalDensity",
     "Mixed",
+    "MixtureDensity",
     "ModelStructure",
+    "MultivariateNormalDensity",
     "NormalDensity",
     "PlateEmbedding",
     "Posterior",
@@ -61,6 +68,7 @@ __all__ = [
     "SequenceEmbedding",
     "Simulations",
     "SplineFlowDensity",
+    "StudentTDensity",
     "TrainingHistory",
     "TrajectoryBalance",
     "TruncatedPrior",

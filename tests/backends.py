@@ -335,7 +335,7 @@ class NumPyroHost:
         def draw(context, key):
             distribution = density(context, 0)
             value, inner = distribution.sample_with_intermediates(key)
-            return value, distribution.log_prob(value, inner)
+            return value, distribution.log_prob(value, *([inner] if inner else []))
 
         return tuple(np.asarray(part) for part in draw(self.array(context), self.key(0)))
 

@@ -4,8 +4,12 @@ from numpyro_amortize.densities.affine_flow import AffineFlowDensity
 from numpyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from numpyro_amortize.densities.categorical import CategoricalDensity
 from numpyro_amortize.densities.count import CountDensity
+from numpyro_amortize.densities.low_rank_normal import LowRankNormalDensity
+from numpyro_amortize.densities.mixture import MixtureDensity
+from numpyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
 from numpyro_amortize.densities.normal import NormalDensity
 from numpyro_amortize.densities.spline_flow import SplineFlowDensity
+from numpyro_amortize.densities.student_t import StudentTDensity
 
 __all__ = [
     "AffineFlowDensity",
@@ -15,6 +19,10 @@ __all__ = [
     "CountDensity",
     "Density",
     "DiscreteDensity",
+    "LowRankNormalDensity",
+    "MixtureDensity",
+    "MultivariateNormalDensity",
     "NormalDensity",
     "SplineFlowDensity",
+    "StudentTDensity",
 ]

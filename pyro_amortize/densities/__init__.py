@@ -4,8 +4,12 @@ from pyro_amortize.densities.affine_flow import AffineFlowDensity
 from pyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from pyro_amortize.densities.categorical import CategoricalDensity
 from pyro_amortize.densities.count import CountDensity
+from pyro_amortize.densities.low_rank_normal import LowRankNormalDensity
+from pyro_amortize.densities.mixture import MixtureDensity
+from pyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
 from pyro_amortize.densities.normal import NormalDensity
 from pyro_amortize.densities.spline_flow import SplineFlowDensity
+from pyro_amortize.densities.student_t import StudentTDensity
 
 __all__ = [
     "AffineFlowDensity",
@@ -15,6 +19,10 @@ __all__ = [
     "CountDensity",
     "Density",
     "DiscreteDensity",
+    "LowRankNormalDensity",
+    "MixtureDensity",
+    "MultivariateNormalDensity",
     "NormalDensity",
     "SplineFlowDensity",
+    "StudentTDensity",
 ]

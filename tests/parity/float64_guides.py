@@ -55,6 +55,27 @@ def directions(rng):
     return (), {}, latents, {"y": rng.normal(size=(5, 4))}
 
 
+def families(rng):
+    """A family of densities for each site, on four supports."""
+    simplex = rng.dirichlet(np.ones(4), size=5)
+    correlation = np.broadcast_to(np.eye(3), (5, 3, 3)).copy()
+    correlation[:, 1, 0] = rng.uniform(-0.8, 0.8, size=5)
+    correlation[:, 1, 1] = np.sqrt(1 - correlation[:, 1, 0] ** 2)
+    latents = {
+        "simplex": simplex,
+        "ordered": np.sort(rng.normal(size=(5, 3)), axis=-1),
+        "corr": correlation,
+        "box": rng.uniform(-0.9, 0.9, size=(5, 2)),
+    }
+    densities = {
+        "simplex": ("MixtureDensity", {"num_components": 3}),
+        "ordered": ("LowRankNormalDensity", {"rank": 2}),
+        "corr": ("MultivariateNormalDensity", {}),
+        "box": ("StudentTDensity", {}),
+    }
+    return (), {"densities": densities}, latents, {"y": rng.normal(size=(5, 3))}
+
+
 def series(rng, **settings):
     options = {"embedding": ("SequenceEmbedding", settings)}
     return (), options, {"phi": rng.uniform(-1, 1, size=5)}, {"y": rng.normal(size=(5, 50))}
@@ -109,7 +130,16 @@ CASES = {
     "autoregression_recurrent": lambda rng: series(rng, kind="recurrent"),
     "panels": panels,
     "blob_image": blob,
+    "wide_supports": families,
 }
+
+
+def built(host, spec):
+    """A specification, or one for each site, from names and settings."""
+    if isinstance(spec, dict):
+        return {site: built(host, own) for site, own in spec.items()}
+    kind, settings = spec
+    return getattr(host.package, kind)(**settings)
 
 
 def main(backend: str, folder: Path) -> None:
@@ -131,8 +161,7 @@ def main(backend: str, folder: Path) -> None:
         path = folder / f"{name}.safetensors"
         if backend == "numpyro":
             for slot in {"embedding", "densities"} & set(options):
-                kind, settings = options[slot]
-                options[slot] = getattr(host.package, kind)(**settings)
+                options[slot] = built(host, options[slot])
             guide = host.guide(model, observed=list(observations), **options)
             scale = 0.05 if name == "crossed_effects" else 0.1  # its networks are deep
             host.scrambled(model, guide, *args, scale=scale).save(path)

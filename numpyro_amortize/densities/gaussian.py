@@ -1,0 +1,115 @@
+"""What Gaussian families share: scales with a floor, triangular factors, where components start."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cache
+from statistics import NormalDist
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+_MANY_COORDINATES = 50  # for a matrix of each context
+
+
+def check_floor(floor: float) -> None:
+    """Raise a ValueError if a floor of scales is not between 0 and 1, where scales start."""
+    if not 0 < floor < 1:
+        raise ValueError(f"floor: expected a positive number below 1, got {floor}")
+
+
+def warn_of_outputs(family: str, event_size: int, num_outputs: int) -> None:
+    """Warn where a family has a matrix of many coordinates for each context.
+
+    Args:
+        family: Name of the family, with what makes it so.
+        event_size: Number of coordinates.
+        num_outputs: Outputs of the network of one site.
+    """
+    if event_size > _MANY_COORDINATES:
+        warnings.warn(
+            f"{family}: {event_size} coordinates take {num_outputs:,} outputs for each context, "
+            "which grow with their square; LowRankNormalDensity(rank=...) has few",
+            stacklevel=3,
+        )
+
+
+def floored(raw: Array, floor: float) -> Array:
+    """Map network outputs to numbers above a floor, zero to one."""
+    return floor + jax.nn.softplus(raw + math.log(math.expm1(1 - floor)))
+
+
+def lower_triangular(diagonal: Array, below: Array) -> Array:
+    """Lower triangular matrices of their entries.
+
+    Args:
+        diagonal: Shape `(*batch, size)`.
+        below: Entries below it, row by row, shape `(*batch, size * (size - 1) / 2)`.
+
+    Returns:
+        Shape `(*batch, size, size)`.
+
+    Example:
+        >>> lower_triangular(jnp.ones(2), jnp.array([3.0]))
+        Array([[1., 0.],
+               [3., 1.]], dtype=float32)
+    """
+    size = diagonal.shape[-1]
+    rows = []
+    for row in range(size):  # joined, which has no scatter for a gradient
+        start = row * (row - 1) // 2
+        entries = [below[..., start : start + row], diagonal[..., row : row + 1]]
+        margin = jnp.zeros((*diagonal.shape[:-1], size - row - 1), diagonal.dtype)
+        rows.append(jnp.concatenate([*entries, margin], axis=-1))
+    return jnp.stack(rows, axis=-2)
+
+
+def solve_lower(matrix: Array, vector: Array) -> Array:
+    """Solve lower triangular systems.
+
+    Args:
+        matrix: Shape `(*batch, size, size)`.
+        vector: Shape `(*batch, size)`; batches are broadcast.
+
+    Returns:
+        Shape `(*batch, size)`.
+    """
+    shape = jnp.broadcast_shapes(matrix.shape[:-1], vector.shape)
+    return jax.lax.linalg.triangular_solve(
+        jnp.broadcast_to(matrix, (*shape, shape[-1])),
+        jnp.broadcast_to(vector, shape)[..., None],
+        left_side=True,
+        lower=True,
+    )[..., 0]
+
+
+@cache
+def spread_out(num: int, size: int) -> tuple[tuple[float, ...], ...]:
+    """Points spread like a standard normal, with their mirror images; the same every time.
+
+    Normal quantiles of an additive recurrence with powers of a generalised golden ratio, scaled
+    to variance one in each coordinate; one point alone is at zero.
+
+    Args:
+        num: Number of points.
+        size: Number of coordinates.
+
+    Returns:
+        The points.
+
+    Example:
+        >>> [round(value, 3) for (value,) in spread_out(3, 1)]
+        [1.225, 0.0, -1.225]
+    """
+    ratio = 2.0
+    for _ in range(50):  # converges to the root of ratio ** (size + 1) = ratio + 1
+        ratio = (1 + ratio) ** (1 / (size + 1))
+    quantile, columns = NormalDist().inv_cdf, []
+    for axis in range(size):
+        shares = [0.5 + (point - (num - 1) / 2) * ratio ** -(axis + 1) for point in range(num)]
+        column = [quantile(share % 1.0) for share in shares]
+        spread = math.sqrt(sum(value**2 for value in column) / num) or 1.0
+        columns.append([value / spread for value in column])
+    return tuple(zip(*columns, strict=True))

@@ -1,0 +1,99 @@
+"""Multivariate normal densities with a full covariance that depends on the context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import Array
+
+from numpyro_amortize.densities.base import ConditionalDensity, Density, FlowDistribution
+from numpyro_amortize.densities.gaussian import (
+    check_floor,
+    floored,
+    lower_triangular,
+    solve_lower,
+    warn_of_outputs,
+)
+from numpyro_amortize.networks import StackedMLP
+
+
+@dataclass(frozen=True)
+class MultivariateNormalDensity(Density):
+    """A multivariate normal: `q(u | c) = N(u; loc(c), L(c) L(c)')`, `L` lower triangular.
+
+    `log q(u | c) = -0.5 |L^-1 (u - loc)|^2 - sum log diag L - 0.5 d log 2 pi` in nats; the
+    diagonal of `L` is `floor + softplus(.)`. It starts at the standard normal. Use it for
+    posteriors that are nearly Gaussian on the unconstrained scale and whose coordinates of one
+    event are correlated. It cannot bend or have two modes; d coordinates take d (d + 3) / 2
+    outputs of the network, so that for many `LowRankNormalDensity` is the cheaper one.
+
+    Args:
+        hidden_dims: Widths of the hidden layers.
+        floor: Least diagonal entry of `L`, in units of the standardised spread.
+
+    Raises:
+        ValueError: If `floor` is not between 0 and 1.
+
+    Example:
+        >>> import jax
+        >>> key = jax.random.key(0)
+        >>> density = MultivariateNormalDensity(hidden_dims=(8,)).build(1, 2, 3, key)
+        >>> density(jnp.ones((1, 3))).log_prob(jnp.zeros((1, 2))).shape
+        (1,)
+
+    References:
+        Kingma and Welling (2019), arXiv:1906.02691, section 2.5.1.
+    """
+
+    hidden_dims: tuple[int, ...] = (64, 64)
+    floor: float = 1e-6
+
+    def __post_init__(self) -> None:
+        check_floor(self.floor)
+
+    def build(
+        self, num_sites: int, event_size: int, context_size: int, rng_key: Array
+    ) -> ConditionalDensity:
+        """Build the networks for sites of equal event size."""
+        num_outputs = event_size * (event_size + 3) // 2
+        warn_of_outputs("MultivariateNormalDensity", event_size, num_outputs)
+        network = StackedMLP(
+            num_sites,
+            context_size,
+            self.hidden_dims,
+            num_outputs,
+            zero_output=True,
+            rng_key=rng_key,
+        )
+        return ConditionalMultivariateNormal(network, event_size, self.floor)
+
+
+class ConditionalMultivariateNormal(ConditionalDensity):
+    """The built form of `MultivariateNormalDensity`."""
+
+    network: StackedMLP
+    event_size: int = eqx.field(static=True)
+    floor: float = eqx.field(static=True)
+
+    def __call__(self, context: Array, index: int | None = None) -> FlowDistribution:
+        """The densities given contexts."""
+        outputs, size = self.network(context, index), self.event_size
+        diagonal = floored(outputs[..., size : 2 * size], self.floor)
+        step = _Correlate(outputs[..., :size], diagonal, outputs[..., 2 * size :])
+        return FlowDistribution([step], context.shape[:-1], size)
+
+
+class _Correlate:
+    """The step of a normal with the Cholesky factor `L`: `e = L^-1 (u - loc)`."""
+
+    def __init__(self, loc: Array, diagonal: Array, below: Array) -> None:
+        self.loc, self.scale_tril = loc, lower_triangular(diagonal, below)
+        self.log_det = -jnp.sum(jnp.log(diagonal), axis=-1)
+
+    def to_noise(self, coordinates: Array) -> tuple[Array, Array]:
+        return solve_lower(self.scale_tril, coordinates - self.loc), self.log_det
+
+    def from_noise(self, noise: Array) -> tuple[Array, Array]:
+        return self.loc + (self.scale_tril @ noise[..., None])[..., 0], self.log_det
