@@ -7,6 +7,7 @@ import pytest
 
 from tests.backends import host as adapter
 from tests.conftest import require
+from tests.contract.test_flows import FLOWS, specification
 from tests.contract.test_objectives import CAPABILITIES, OBJECTIVES, REFUSALS
 from tests.contract.test_shapes import Case
 from tests.shapes import SHAPES
@@ -117,6 +118,26 @@ def test_every_shape_trains_alike(name):
             num_steps=3,
             guide=case.new_guide(),
             kwargs=case.kwargs,
+        )
+        for compile in (False, True)
+    ]
+    for first, second in zip(*results, strict=True):
+        np.testing.assert_allclose(second, first, rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize("name", ["NPE", "IWAE"])
+def test_every_flow_trains_alike(flow, name):
+    model, spec = adapter("pyro").models.parabola, specification(adapter("pyro"), flow)
+    results = [
+        trained(
+            model,
+            lambda: OBJECTIVES[name](pyro_amortize),
+            compile=compile,
+            num_steps=3,
+            guide=AmortizedGuide(model, observed="x", densities=spec),
+            kwargs={} if name == "NPE" else {"x": torch.tensor(0.7)},
         )
         for compile in (False, True)
     ]
