@@ -41,26 +41,31 @@ def floored(raw: Array, floor: float) -> Array:
     return floor + jax.nn.softplus(raw + math.log(math.expm1(1 - floor)))
 
 
-def lower_triangular(diagonal: Array, below: Array) -> Array:
+def cholesky_factor(diagonal: Array, below: Array) -> Array:
     """Lower triangular matrices of their entries.
+
+    Those below the diagonal are relative to it, so that correlations do not depend on scales:
+    networks learn them as well where a posterior is narrow.
 
     Args:
         diagonal: Shape `(*batch, size)`.
-        below: Entries below it, row by row, shape `(*batch, size * (size - 1) / 2)`.
+        below: Entries below it, row by row, in units of the diagonal entry of their row, shape
+            `(*batch, size * (size - 1) / 2)`.
 
     Returns:
         Shape `(*batch, size, size)`.
 
     Example:
-        >>> lower_triangular(jnp.ones(2), jnp.array([3.0]))
+        >>> cholesky_factor(jnp.array([1.0, 2.0]), jnp.array([3.0]))
         Array([[1., 0.],
-               [3., 1.]], dtype=float32)
+               [6., 2.]], dtype=float32)
     """
     size = diagonal.shape[-1]
     rows = []
     for row in range(size):  # joined, which has no scatter for a gradient
         start = row * (row - 1) // 2
-        entries = [below[..., start : start + row], diagonal[..., row : row + 1]]
+        own = diagonal[..., row : row + 1]
+        entries = [own * below[..., start : start + row], own]
         margin = jnp.zeros((*diagonal.shape[:-1], size - row - 1), diagonal.dtype)
         rows.append(jnp.concatenate([*entries, margin], axis=-1))
     return jnp.stack(rows, axis=-2)

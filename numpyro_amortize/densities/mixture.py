@@ -17,8 +17,8 @@ from numpyro.distributions import constraints
 from numpyro_amortize.densities.base import ConditionalDensity, Density
 from numpyro_amortize.densities.gaussian import (
     check_floor,
+    cholesky_factor,
     floored,
-    lower_triangular,
     solve_lower,
     spread_out,
     warn_of_outputs,
@@ -112,7 +112,7 @@ class ConditionalMixture(ConditionalDensity):
         scale = floored(outputs[..., 1 + size : 1 + 2 * size], self.floor)
         below = outputs[..., 1 + 2 * size :]
         if below.shape[-1]:
-            scale = lower_triangular(scale, below)
+            scale = cholesky_factor(scale, below)
         return GaussianMixture(outputs[..., 0], loc, scale)
 
 

@@ -11,8 +11,8 @@ from jax import Array
 from numpyro_amortize.densities.base import ConditionalDensity, Density, FlowDistribution
 from numpyro_amortize.densities.gaussian import (
     check_floor,
+    cholesky_factor,
     floored,
-    lower_triangular,
     solve_lower,
     warn_of_outputs,
 )
@@ -24,10 +24,11 @@ class MultivariateNormalDensity(Density):
     """A multivariate normal: `q(u | c) = N(u; loc(c), L(c) L(c)')`, `L` lower triangular.
 
     `log q(u | c) = -0.5 |L^-1 (u - loc)|^2 - sum log diag L - 0.5 d log 2 pi` in nats; the
-    diagonal of `L` is `floor + softplus(.)`. It starts at the standard normal. Use it for
-    posteriors that are nearly Gaussian on the unconstrained scale and whose coordinates of one
-    event are correlated. It cannot bend or have two modes; d coordinates take d (d + 3) / 2
-    outputs of the network, so that for many `LowRankNormalDensity` is the cheaper one.
+    diagonal of `L` is `floor + softplus(.)`, and the entries beside it are in units of it. It
+    starts at the standard normal. Use it for posteriors that are nearly Gaussian on the
+    unconstrained scale and whose coordinates of one event are correlated. It cannot bend or have
+    two modes; d coordinates take d (d + 3) / 2 outputs of the network, so that for many
+    `LowRankNormalDensity` is the cheaper one.
 
     Args:
         hidden_dims: Widths of the hidden layers.
@@ -89,7 +90,7 @@ class _Correlate:
     """The step of a normal with the Cholesky factor `L`: `e = L^-1 (u - loc)`."""
 
     def __init__(self, loc: Array, diagonal: Array, below: Array) -> None:
-        self.loc, self.scale_tril = loc, lower_triangular(diagonal, below)
+        self.loc, self.scale_tril = loc, cholesky_factor(diagonal, below)
         self.log_det = -jnp.sum(jnp.log(diagonal), axis=-1)
 
     def to_noise(self, coordinates: Array) -> tuple[Array, Array]:

@@ -41,26 +41,31 @@ def floored(raw: Tensor, floor: float) -> Tensor:
     return floor + softplus(raw + math.log(math.expm1(1 - floor)))
 
 
-def lower_triangular(diagonal: Tensor, below: Tensor) -> Tensor:
+def cholesky_factor(diagonal: Tensor, below: Tensor) -> Tensor:
     """Lower triangular matrices of their entries.
+
+    Those below the diagonal are relative to it, so that correlations do not depend on scales:
+    networks learn them as well where a posterior is narrow.
 
     Args:
         diagonal: Shape `(*batch, size)`.
-        below: Entries below it, row by row, shape `(*batch, size * (size - 1) / 2)`.
+        below: Entries below it, row by row, in units of the diagonal entry of their row, shape
+            `(*batch, size * (size - 1) / 2)`.
 
     Returns:
         Shape `(*batch, size, size)`.
 
     Example:
-        >>> lower_triangular(torch.ones(2), torch.tensor([3.0]))
+        >>> cholesky_factor(torch.tensor([1.0, 2.0]), torch.tensor([3.0]))
         tensor([[1., 0.],
-                [3., 1.]])
+                [6., 2.]])
     """
     size = diagonal.shape[-1]
     rows = []
     for row in range(size):  # joined, which has no scatter for a gradient
         start = row * (row - 1) // 2
-        entries = [below[..., start : start + row], diagonal[..., row : row + 1]]
+        own = diagonal[..., row : row + 1]
+        entries = [own * below[..., start : start + row], own]
         rows.append(pad(torch.cat(entries, -1), (0, size - row - 1)))
     return torch.stack(rows, -2)
 

@@ -63,6 +63,7 @@ def exact(host, density, family, size, *, floor=1e-6):
     scale = np.diag(positive(raw, floor))
     if family == "MultivariateNormalDensity":
         scale[np.tril_indices(size, -1)] = rest
+        scale = np.tril(scale, -1) * np.diag(scale)[:, None] + np.diag(np.diag(scale))
         return multivariate_normal(loc, scale @ scale.T)
     rank = len(rest) // size
     start = np.array(host.module("densities.gaussian").spread_out(2 * rank, size)[:rank]).T

@@ -26,7 +26,7 @@ RUNS = {
     ("MixtureDensity", "conjugate_normal"): ({}, 1500, GAUSSIAN),
     ("MixtureDensity", "two_mode_sign"): ({}, 2500, OTHER),
     ("MultivariateNormalDensity", "linear_gaussian_2"): ({}, 1500, GAUSSIAN),
-    ("MultivariateNormalDensity", "linear_gaussian_10"): ({}, 2500, GAUSSIAN),
+    ("MultivariateNormalDensity", "linear_gaussian_10"): ({}, 5000, GAUSSIAN),
     ("StudentTDensity", "conjugate_normal"): ({}, 1000, GAUSSIAN),
 }
 
