@@ -198,7 +198,24 @@ def with_path(value: Tensor, logits: Tensor, loc: Tensor, scale: Tensor) -> Tens
     tails = torch.special.ndtr(sign[..., None, :] * found.noise)
     share = (found.weights * tails).sum(-2)  # F, or 1 - F
     change = sign * inverse * (share - share.detach())  # zero, with a gradient
-    return value - solve_lower(jacobian, change)
+    return _Once.apply(value - solve_lower(jacobian, change))
+
+
+class _Once(torch.autograd.Function):
+    """The identity, without second derivatives: those of `change` are not the draws'."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "MixtureDensity: draws have first derivatives only, and create_graph=True asks for "
+                "more. Differentiate log_prob at draws without a gradient instead"
+            )
+        return gradient
 
 
 class _Conditionals(NamedTuple):

@@ -7,7 +7,9 @@ import pytest
 from scipy.special import logsumexp, softmax
 from scipy.stats import chisquare, kstest, multivariate_normal, norm
 
+from tests.backends import host as adapter
 from tests.backends import numpy_tree
+from tests.conftest import require
 
 LEAST_P_VALUE = 1e-4  # see test_gaussian_families.py for the budget
 KINDS = ("full", "diag")
@@ -287,3 +289,15 @@ def test_far_components_leave_everything_finite(host, kind):
     log_prob = score(host, logits, loc, scale)
     total = host.gradient(lambda values: log_prob(values).sum(), np.asarray(held))
     assert np.all(np.isfinite(total))
+
+
+def test_second_derivatives_of_draws_are_refused_in_pyro():
+    """They would be wrong there; NumPyro has them."""
+    require("pyro")
+    host = adapter("pyro")
+    torch = pytest.importorskip("torch")
+    logits = host.array(np.zeros(2)).requires_grad_()
+    loc, scale = host.array([[-1.0], [1.0]]), host.array(np.ones((2, 1)))
+    value = host.module("densities.mixture").GaussianMixture(logits, loc, scale).rsample()
+    with pytest.raises(RuntimeError, match="MixtureDensity: draws have first derivatives only"):
+        torch.autograd.grad((value**2).sum(), [logits], create_graph=True)
