@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from itertools import islice
@@ -20,7 +21,7 @@ Evaluation = Callable[[Call], Outputs]
 
 _SEEDS, _NUM_COMPARED = range(2000, 2020), 3
 _TOLERANCE = 1e-4  # of the norm; the same operations in the same order differ by rounding at most
-_MOST_RECORDINGS = 64
+_MOST_RECORDINGS, _MOST_DEPARTURES = 64, 0.75
 _ADVICE = "Leave compile out for this model and objective"
 
 
@@ -73,7 +74,7 @@ class CompiledFunction:
         self._constants = list(constants)
         self._has_same_arguments = has_same_arguments
         self._recordings: dict[Hashable, tuple[Recording, Call]] = {}
-        self.num_runs, self.num_departures = 0, 0
+        self._num_runs, self._num_departures = 0, 0
 
     def __call__(self, call: Call) -> Outputs:
         """What the function returns, without a graph.
@@ -83,11 +84,11 @@ class CompiledFunction:
         """
         recording, inputs = self._find(call)
         state = random_state()
-        self.num_runs += 1
+        self._num_runs += 1
         try:
             return recording(inputs)
         except DepartureError:
-            self.num_departures += 1
+            self._num_departures += 1
             set_random_state(state)
             return self._function(call)
 
@@ -99,6 +100,16 @@ class CompiledFunction:
         """
         recording, inputs = self._find(call)
         self._compare(recording, inputs, call, _SEEDS[0])
+
+    def warn(self) -> None:
+        """Say so if most runs could not use what was recorded."""
+        if self._num_departures > _MOST_DEPARTURES * self._num_runs:
+            warnings.warn(
+                f"compile: {self._num_departures} of {self._num_runs} steps ran as Python, since "
+                "model or guide decided by values that are drawn, otherwise than in what was "
+                f"recorded. The result is right; without compile it takes less time. {_ADVICE}",
+                stacklevel=4,
+            )
 
     def _find(self, call: Call) -> tuple[Recording, list[Tensor]]:
         inputs = _tensors(call)

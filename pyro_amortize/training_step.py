@@ -139,6 +139,8 @@ class TrainingStep:
 
     def warn(self, call: Call) -> None:
         """Say what a user of the trained guide should know."""
+        if isinstance(self._gradients, CompiledFunction):
+            self._gradients.warn()
         args, kwargs = call
         for part, _, model in self._parts:
             if isinstance(part, VIS):

@@ -225,6 +225,17 @@ def test_decisions_by_drawn_values_are_followed():
     assert_same(model, Trace_ELBO, kwargs=DATA)
 
 
+def test_steps_that_seldom_repeat_are_told():
+    def model(x=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        scale = 1.0 + int((8 * torch.sigmoid(z)).long())
+        with pyro.plate("rows", 4):
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    with pytest.warns(UserWarning, match="compile: .* of 40 steps ran as Python"):
+        trained(model, Trace_ELBO, compile=True, num_steps=40, kwargs=DATA)
+
+
 def test_a_tensor_that_is_changed_between_steps_is_read_at_each():
     weight = torch.tensor(1.0)
 
