@@ -72,6 +72,7 @@ def run_pyro(sigma: np.ndarray, y: np.ndarray):
         args=(sigma,),
         num_steps=NUM_STEPS,
         learning_rate=LEARNING_RATE,
+        compile=True,
     )
     others = simulate(eight_schools, NUM_DATASETS, args=(sigma,))["y"]
     many = amortized.at_each(sigma, observations={"y": others})
