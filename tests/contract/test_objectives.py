@@ -63,7 +63,10 @@ FROM_OWN_PRIORS = {
 REFUSALS = {
     "InfoELBO": {name: text.format("InfoELBO") for name, text in FROM_OWN_PRIORS.items()},
     "DIPELBO": {name: text.format("DIPELBO") for name, text in BETWEEN_ELEMENTS.items()},
-    "VIBLoss": dict.fromkeys(CAPABILITIES, "site '.*': the guide reads the labels at it"),
+    "VIBLoss": {
+        **dict.fromkeys(CAPABILITIES, "site '.*': the guide reads the labels at it"),
+        "discrete latents": "site '.*': (the guide reads the labels at it|is discrete, and)",
+    },
     **{
         name: {"discrete latents": REPARAMETERISED}
         for name in ("IWAE", "Mixed", "WeightedELBO", "DataEmphasizedELBO")
