@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives.mixed import parts_of
-from pyro_amortize.recorded_graph import RecordingError
+from pyro_amortize.recorded_graph import RecordingError, tensors_in
 from pyro_amortize.recording import DepartureError, Outputs, Recording, record
 from pyro_amortize.tracing import random_state, seeded, set_random_state
 
@@ -82,11 +82,10 @@ class CompiledFunction:
         Raises:
             ValueError: If the function cannot be recorded, or if a recording differs from it.
         """
-        recording, inputs = self._find(call)
-        state = random_state()
+        recording, state = self._find(call), random_state()
         self._num_runs += 1
         try:
-            return recording(inputs)
+            return recording(self._inputs(call))
         except DepartureError:
             self._num_departures += 1
             set_random_state(state)
@@ -98,8 +97,7 @@ class CompiledFunction:
         Raises:
             ValueError: If they differ.
         """
-        recording, inputs = self._find(call)
-        self._compare(recording, inputs, call, _SEEDS[0])
+        self._compare(self._find(call), call, _SEEDS[0])
 
     def warn(self) -> None:
         """Say so if most runs could not use what was recorded."""
@@ -111,9 +109,12 @@ class CompiledFunction:
                 stacklevel=4,
             )
 
-    def _find(self, call: Call) -> tuple[Recording, list[Tensor]]:
-        inputs = _tensors(call)
-        key = _kind(call)
+    def _inputs(self, call: Call) -> list[Tensor]:
+        """The tensors of a call that differ between runs."""
+        return [] if self._has_same_arguments else tensors_in(call)
+
+    def _find(self, call: Call) -> Recording:
+        key = None if self._has_same_arguments else _kind(call)
         if key not in self._recordings:
             if len(self._recordings) == _MOST_RECORDINGS:
                 raise ValueError(
@@ -121,22 +122,21 @@ class CompiledFunction:
                     "others are drawn. Arrays and numbers that differ from step to step must be "
                     f"tensors, of few shapes. {_ADVICE}, or draw such"
                 )
-            self._recordings[key] = self._record(call, inputs), call
-        return self._recordings[key][0], [] if self._has_same_arguments else inputs
+            self._recordings[key] = self._record(call), call  # alive, as kinds may have identities
+        return self._recordings[key][0]
 
-    def _record(self, call: Call, inputs: list[Tensor]) -> Recording:
+    def _record(self, call: Call) -> Recording:
         state = random_state()
         self._function(call)  # what is done at a first call alone is now done
         try:
             recording = record(
                 lambda: self._function(call),
-                inputs=[] if self._has_same_arguments else inputs,
-                constants=[*self._constants, *(inputs if self._has_same_arguments else [])],
+                inputs=self._inputs(call),
+                constants=self._constants + (tensors_in(call) if self._has_same_arguments else []),
             )
         except RecordingError as error:
             raise ValueError(f"compile: the step cannot be recorded: {error}. {_ADVICE}") from error
-        own = [] if self._has_same_arguments else inputs
-        agreed = (seed for seed in _SEEDS if self._compare(recording, own, call, seed))
+        agreed = (seed for seed in _SEEDS if self._compare(recording, call, seed))
         if not list(islice(agreed, _NUM_COMPARED)):
             raise ValueError(
                 "compile: model or guide decide by values that are drawn, and take another path "
@@ -145,13 +145,13 @@ class CompiledFunction:
         set_random_state(state)
         return recording
 
-    def _compare(self, recording: Recording, inputs: list[Tensor], call: Call, seed: int) -> bool:
+    def _compare(self, recording: Recording, call: Call, seed: int) -> bool:
         """Whether they agree at one random state; False if the recording departs there."""
         with seeded(seed):
             expected = [each if each is None else each.clone() for each in self._function(call)]
         with seeded(seed):
             try:
-                found = recording(inputs)
+                found = recording(self._inputs(call))
             except DepartureError:
                 return False
         if not all(map(_is_close, found, expected)):
@@ -161,15 +161,6 @@ class CompiledFunction:
                 f"between steps, as a weight that is annealed; make these tensors. {_ADVICE}"
             )
         return True
-
-
-def _tensors(value: object) -> list[Tensor]:
-    """The tensors in arguments, lists and dicts of them."""
-    if isinstance(value, Tensor):
-        return [value]
-    parts: Iterable[object] = value.values() if isinstance(value, dict) else ()
-    parts = value if isinstance(value, list | tuple) else parts
-    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _kind(value: object) -> Hashable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def interpreted(graph: fx.Graph, tensors: dict[str, Tensor], inputs: Sequence[Te
     num_learned = len(output.args[0][1])
 
     def flat(*values: Tensor) -> tuple[Tensor, ...]:
-        attributes = _Attributes(zip(tensors, values, strict=False))
+        attributes = SimpleNamespace(**dict(zip(tensors, values, strict=False)))
         returned, learned, others = python(attributes, *values[len(tensors) :])
         return (*(each for each in returned if each is not None), *learned, *others)
 
@@ -61,10 +62,3 @@ def _script(function: Callable[..., Any], example: tuple[Tensor, ...]) -> Callab
         except RuntimeError:  # the gradient of convolutions, for one
             return function
     return script
-
-
-class _Attributes:
-    """What the graph's code takes for its module."""
-
-    def __init__(self, values: Any) -> None:
-        vars(self).update(values)

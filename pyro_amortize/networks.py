@@ -97,15 +97,20 @@ class StackedMLP(nn.Module):
         return hidden
 
     def _layer(self, layer: int, inputs: Tensor, index: int | None) -> Tensor:
-        weight, bias = self.weights[layer], self.biases[layer]
-        if index is None:
-            return torch.baddbmm(bias, inputs, weight)
-        return torch.addmm(_one_of(bias, index), inputs, _one_of(weight, index))
+        weight, bias = _one_of(self.weights[layer], index), _one_of(self.biases[layer], index)
+        return _affine(inputs, weight, bias)
 
 
-def _one_of(stack: Tensor, index: int) -> Tensor:
-    """One network's weights; where it is the only one their gradient is no copy."""
+def _one_of(stack: Tensor, index: int | None) -> Tensor:
+    """One network's weights, or all; of the only one their gradient is no copy."""
+    if index is None:
+        return stack
     return stack.squeeze(0) if len(stack) == 1 else stack[index]
+
+
+def _affine(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A layer of one network, or of all, each with its own inputs."""
+    return (torch.baddbmm if weight.ndim == 3 else torch.addmm)(bias, inputs, weight)
 
 
 class MaskedMLP(StackedMLP):
@@ -155,14 +160,8 @@ class MaskedMLP(StackedMLP):
             self.register_buffer(f"mask_{layer}", as_numbers, persistent=False)
 
     def _layer(self, layer: int, inputs: Tensor, index: int | None) -> Tensor:
-        weight, bias, mask = (
-            self.weights[layer],
-            self.biases[layer],
-            self.get_buffer(f"mask_{layer}"),
-        )
-        if index is None:
-            return torch.baddbmm(bias, inputs, weight * mask)
-        return torch.addmm(_one_of(bias, index), inputs, _one_of(weight, index) * mask)
+        weight = _one_of(self.weights[layer], index) * self.get_buffer(f"mask_{layer}")
+        return _affine(inputs, weight, _one_of(self.biases[layer], index))
 
     def one_by_one(
         self,
@@ -215,9 +214,7 @@ class MaskedMLP(StackedMLP):
         """Some units of a layer, which read the first ones below."""
         weight = self.weights[layer][:, : below.shape[-1], own]
         bias = self.biases[layer][..., own]
-        if index is None:
-            return torch.baddbmm(bias, below, weight)
-        return torch.addmm(_one_of(bias, index), below, _one_of(weight, index))
+        return _affine(below, _one_of(weight, index), _one_of(bias, index))
 
 
 def _degrees(

@@ -67,7 +67,7 @@ class RecordedGraph:
             same = self._graph.call_function(_ATEN.eq.Tensor, own_args)
             self._learned.append((self._graph.call_function(_ATEN.all.default, (same,)), outputs))
         if torch.Tag.dynamic_output_shape in func.tags:
-            for value in _tensors(outputs):
+            for value in tensors_in(outputs):
                 shape = self._graph.call_function(
                     _ATEN._shape_as_tensor.default, (self._node(value),)
                 )
@@ -241,14 +241,18 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            found += _tensors(value)
+            found += tensors_in(value)
     return found
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """The tensors of an argument or a result."""
-    several = value if isinstance(value, list | tuple) else [value]
-    return [each for each in several if isinstance(each, Tensor)]
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of arguments or a result, also in lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list | tuple):
+        return []
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def _storage(value: Tensor) -> int:

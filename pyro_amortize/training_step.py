@@ -19,7 +19,7 @@ from pyro_amortize.objectives import NPE, VIS
 from pyro_amortize.objectives.mixed import parts_of
 from pyro_amortize.objectives.over_data_sets import OverDataSets
 from pyro_amortize.recording import Outputs
-from pyro_amortize.tracing import is_rows, log_densities, seeded
+from pyro_amortize.tracing import is_rows, log_densities, random_state, seeded, set_random_state
 
 MakeOptimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -82,7 +82,7 @@ class TrainingStep:
             self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, num_steps)
         else:
             self._optimizer = optimizer(self._parameters)
-        self._random_state = torch.get_rng_state()
+        self._random_state = random_state()
         self._gradients: Evaluation = self._loss_and_gradients
         self._held_out: Evaluation = self._held_out_loss
         if compiler is not None:
@@ -91,7 +91,7 @@ class TrainingStep:
 
     def advance(self, call: Call) -> StepResult:
         """One step, which leaves the parameters alone if its loss or gradient is not finite."""
-        self._random_state = torch.get_rng_state()
+        self._random_state = random_state()
         loss, num_nonfinite, *gradients = self._gradients(call)
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -148,7 +148,7 @@ class TrainingStep:
 
     def explain(self, call: Call, step: int) -> str:
         """Repeat the last step's loss site by site; name the step and the sites."""
-        torch.set_rng_state(self._random_state)
+        set_random_state(self._random_state)
         args, kwargs = call
         bad_losses: dict[str, None] = {}
         bad_gradients: dict[str, None] = {}

@@ -16,6 +16,7 @@ from numpyro_amortize.densities.base import ConditionalDensity, SiteDistribution
 from numpyro_amortize.discrete import discrete_features, feature_width
 from numpyro_amortize.layout import natural
 from numpyro_amortize.networks import StackedMLP
+from numpyro_amortize.pooling import join_features
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 from numpyro_amortize.supports import Support
 
@@ -117,9 +118,7 @@ class ConditionalIntegers(ConditionalDensity):
             return context
         before = features[..., :-1, :].at[..., number:, :].set(0.0)
         parts = context, before.reshape(*before.shape[:-2], -1)
-        shape = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts))
-        wide = [jnp.broadcast_to(part, (*shape, part.shape[-1])) for part in parts]
-        return jnp.concatenate(wide, -1)
+        return join_features(parts)
 
 
 class IntegerDistribution(dist.Distribution):

@@ -13,7 +13,9 @@ import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_amortize.densities.base import ConditionalDensity, FlowDistribution
+from numpyro_amortize.densities.gaussian import solve_lower
 from numpyro_amortize.networks import MaskedMLP, StackedMLP, positive
+from numpyro_amortize.pooling import join_features
 
 KINDS = ("coupling", "autoregressive")
 _FULL_AFFINE_MAX = 32  # beyond it the outer affine layer is diagonal
@@ -218,15 +220,7 @@ class TriangularAffine:
         """Preimage and log determinant of `to_noise` there."""
         log_det = -jnp.sum(jnp.log(self.scale), axis=-1)
         if self.lower is not None:
-            shape = jnp.broadcast_shapes(self.lower.shape[:-1], noise.shape)
-            lower = jnp.broadcast_to(self.lower, (*shape, shape[-1]))
-            noise = jax.lax.linalg.triangular_solve(
-                lower,
-                jnp.broadcast_to(noise, shape)[..., None],
-                left_side=True,
-                lower=True,
-                unit_diagonal=True,
-            )[..., 0]
+            noise = solve_lower(self.lower, noise, has_unit_diagonal=True)
         return self.loc + self.scale * noise, log_det
 
 
@@ -272,13 +266,12 @@ class Coupling:
         return self._join(moved, kept), jnp.sum(log_slope, axis=-1)
 
     def _parameters(self, kept: Array) -> Array:
-        inputs = _side_by_side(self.context, kept) if self.kept else self.context
+        inputs = join_features([self.context, kept]) if self.kept else self.context
         outputs = self.network(inputs, self.index)
         return outputs.reshape(*outputs.shape[:-1], len(self.moved), -1)
 
     def _join(self, moved: Array, kept: Array) -> Array:
-        kept = jnp.broadcast_to(kept, (*moved.shape[:-1], kept.shape[-1]))
-        return jnp.concatenate([moved, kept], axis=-1)[..., self.order]
+        return join_features([moved, kept])[..., self.order]
 
 
 class Autoregressive:
@@ -309,7 +302,7 @@ class Autoregressive:
     def to_noise(self, coordinates: Array) -> tuple[Array, Array]:
         """Image and log determinant, by one pass of the network."""
         value = coordinates[..., self.order]
-        outputs = self.network(_side_by_side(self.context, value), self.index)
+        outputs = self.network(join_features([self.context, value]), self.index)
         parameters = outputs.reshape(*outputs.shape[:-1], len(self.order), -1)
         noise, log_slope = self.transform.to_noise(value, parameters)
         return noise[..., self.places], jnp.sum(log_slope, axis=-1)
@@ -320,9 +313,3 @@ class Autoregressive:
             self.context, noise[..., self.order], self.transform.from_noise, self.index
         )
         return value[..., self.places], jnp.sum(log_slope, axis=-1)
-
-
-def _side_by_side(context: Array, values: Array) -> Array:
-    batch = jnp.broadcast_shapes(context.shape[:-1], values.shape[:-1])
-    parts = [jnp.broadcast_to(part, (*batch, part.shape[-1])) for part in (context, values)]
-    return jnp.concatenate(parts, axis=-1)

@@ -71,12 +71,13 @@ def cholesky_factor(diagonal: Array, below: Array) -> Array:
     return jnp.stack(rows, axis=-2)
 
 
-def solve_lower(matrix: Array, vector: Array) -> Array:
+def solve_lower(matrix: Array, vector: Array, *, has_unit_diagonal: bool = False) -> Array:
     """Solve lower triangular systems.
 
     Args:
         matrix: Shape `(*batch, size, size)`.
         vector: Shape `(*batch, size)`; batches are broadcast.
+        has_unit_diagonal: Whether to take ones for the diagonal, whatever is there.
 
     Returns:
         Shape `(*batch, size)`.
@@ -87,6 +88,7 @@ def solve_lower(matrix: Array, vector: Array) -> Array:
         jnp.broadcast_to(vector, shape)[..., None],
         left_side=True,
         lower=True,
+        unit_diagonal=has_unit_diagonal,
     )[..., 0]
 
 

@@ -18,6 +18,7 @@ from pyro_amortize.densities.base import (
 )
 from pyro_amortize.discrete import discrete_features, feature_width
 from pyro_amortize.networks import StackedMLP
+from pyro_amortize.pooling import join_features
 from pyro_amortize.structure import ModelStructure, SiteInfo
 from pyro_amortize.supports import Support
 
@@ -114,9 +115,7 @@ class ConditionalIntegers(ConditionalDensity):
             return context
         before = torch.zeros_like(features[..., :-1, :])
         before[..., :number, :] = features[..., :number, :]
-        parts = context, before.flatten(-2)
-        shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
-        return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], -1)
+        return join_features([context, before.flatten(-2)])
 
 
 class IntegerDistribution(TorchDistribution):

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_amortize.densities.base import ConditionalDensity, FlowDistribution
+from pyro_amortize.densities.gaussian import solve_lower
 from pyro_amortize.networks import MaskedMLP, StackedMLP, positive
+from pyro_amortize.pooling import join_features
 
 KINDS = ("coupling", "autoregressive")
 _FULL_AFFINE_MAX = 32  # beyond it the outer affine layer is diagonal
@@ -222,9 +224,7 @@ class TriangularAffine:
         """Preimage and log determinant of `to_noise` there."""
         log_det = -torch.log(self.scale).sum(-1)
         if self.lower is not None:
-            noise = torch.linalg.solve_triangular(
-                self.lower, noise[..., None], upper=False, unitriangular=True
-            )[..., 0]
+            noise = solve_lower(self.lower, noise, has_unit_diagonal=True)
         return self.loc + self.scale * noise, log_det
 
 
@@ -272,15 +272,14 @@ class Coupling:
         return self._join(moved, kept), log_slope.sum(-1)
 
     def _parameters(self, kept: Tensor) -> Tensor:
-        inputs = _side_by_side(self.context, kept) if self.kept else self.context
+        inputs = join_features([self.context, kept]) if self.kept else self.context
         outputs = self.network(inputs, self.index)
         return outputs.reshape(*outputs.shape[:-1], len(self.moved), -1)
 
     def _join(self, moved: Tensor, kept: Tensor) -> Tensor:
         if not self.kept:
             return moved
-        kept = kept.expand(*moved.shape[:-1], kept.shape[-1])
-        return torch.cat([moved, kept], -1)[..., self.order]
+        return join_features([moved, kept])[..., self.order]
 
 
 class Autoregressive:
@@ -315,7 +314,7 @@ class Autoregressive:
     def to_noise(self, coordinates: Tensor) -> tuple[Tensor, Tensor]:
         """Image and log determinant, by one pass of the network."""
         value = coordinates[..., self.order]
-        outputs = self.network(_side_by_side(self.context, value), self.index)
+        outputs = self.network(join_features([self.context, value]), self.index)
         parameters = outputs.reshape(*outputs.shape[:-1], len(self.order), -1)
         noise, log_slope = self.transform.to_noise(value, parameters)
         return noise[..., self.places], log_slope.sum(-1)
@@ -326,8 +325,3 @@ class Autoregressive:
             self.context, noise[..., self.order], self.transform.from_noise, self.index
         )
         return value[..., self.places], log_slope.sum(-1)
-
-
-def _side_by_side(context: Tensor, values: Tensor) -> Tensor:
-    batch = torch.broadcast_shapes(context.shape[:-1], values.shape[:-1])
-    return torch.cat([part.expand(*batch, part.shape[-1]) for part in (context, values)], -1)

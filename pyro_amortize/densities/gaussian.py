@@ -70,17 +70,20 @@ def cholesky_factor(diagonal: Tensor, below: Tensor) -> Tensor:
     return torch.stack(rows, -2)
 
 
-def solve_lower(matrix: Tensor, vector: Tensor) -> Tensor:
+def solve_lower(matrix: Tensor, vector: Tensor, *, has_unit_diagonal: bool = False) -> Tensor:
     """Solve lower triangular systems.
 
     Args:
         matrix: Shape `(*batch, size, size)`.
         vector: Shape `(*batch, size)`; batches are broadcast.
+        has_unit_diagonal: Whether to take ones for the diagonal, whatever is there.
 
     Returns:
         Shape `(*batch, size)`.
     """
-    return torch.linalg.solve_triangular(matrix, vector[..., None], upper=False)[..., 0]
+    return torch.linalg.solve_triangular(
+        matrix, vector[..., None], upper=False, unitriangular=has_unit_diagonal
+    )[..., 0]
 
 
 @cache

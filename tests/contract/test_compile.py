@@ -59,9 +59,11 @@ def trained(model, make_objective, *, compile, num_steps=NUM_STEPS, guide=None, 
     return history.losses, history.held_out_losses, torch.cat(parameters + store).numpy()
 
 
-def assert_same(model, make_objective, **options):
-    plain = trained(model, make_objective, compile=False, **options)
-    compiled = trained(model, make_objective, compile=True, **options)
+def assert_same(model, make_objective, *, make_guide=small_guide, **options):
+    plain, compiled = (
+        trained(model, make_objective, compile=compile, guide=make_guide(model), **options)
+        for compile in (False, True)
+    )
     for first, second in zip(plain, compiled, strict=True):
         np.testing.assert_allclose(second, first, rtol=ROUNDING, atol=ROUNDING)
 
@@ -91,38 +93,26 @@ ALLOWED = [
 def test_every_objective_trains_alike_with_every_capability(capability, name):
     case = Case(adapter("pyro"), CAPABILITIES[capability])
     call = case.kwargs if name == "NPE" else case.call_with_data(0)
-    results = [
-        trained(
-            case.model,
-            lambda: OBJECTIVES[name](pyro_amortize),
-            compile=compile,
-            num_steps=3,
-            guide=case.new_guide(),
-            kwargs=call,
-        )
-        for compile in (False, True)
-    ]
-    for first, second in zip(*results, strict=True):
-        np.testing.assert_allclose(second, first, rtol=ROUNDING, atol=ROUNDING)
+    assert_same(
+        case.model,
+        lambda: OBJECTIVES[name](pyro_amortize),
+        make_guide=lambda model: case.new_guide(),
+        num_steps=3,
+        kwargs=call,
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_shape_trains_alike(name):
     case = Case(adapter("pyro"), name)
-    results = [
-        trained(
-            case.model,
-            lambda: NPE(4),
-            compile=compile,
-            num_steps=3,
-            guide=case.new_guide(),
-            kwargs=case.kwargs,
-        )
-        for compile in (False, True)
-    ]
-    for first, second in zip(*results, strict=True):
-        np.testing.assert_allclose(second, first, rtol=ROUNDING, atol=ROUNDING)
+    assert_same(
+        case.model,
+        lambda: NPE(4),
+        make_guide=lambda model: case.new_guide(),
+        num_steps=3,
+        kwargs=case.kwargs,
+    )
 
 
 @pytest.mark.slow
@@ -130,19 +120,13 @@ def test_every_shape_trains_alike(name):
 @pytest.mark.parametrize("name", ["NPE", "IWAE"])
 def test_every_flow_trains_alike(flow, name):
     model, spec = adapter("pyro").models.parabola, specification(adapter("pyro"), flow)
-    results = [
-        trained(
-            model,
-            lambda: OBJECTIVES[name](pyro_amortize),
-            compile=compile,
-            num_steps=3,
-            guide=AmortizedGuide(model, observed="x", densities=spec),
-            kwargs={} if name == "NPE" else {"x": torch.tensor(0.7)},
-        )
-        for compile in (False, True)
-    ]
-    for first, second in zip(*results, strict=True):
-        np.testing.assert_allclose(second, first, rtol=ROUNDING, atol=ROUNDING)
+    assert_same(
+        model,
+        lambda: OBJECTIVES[name](pyro_amortize),
+        make_guide=lambda model: AmortizedGuide(model, observed="x", densities=spec),
+        num_steps=3,
+        kwargs={} if name == "NPE" else {"x": torch.tensor(0.7)},
+    )
 
 
 def test_parameters_and_trained_modules_of_the_model_train_alike():
@@ -180,15 +164,10 @@ def test_arguments_that_are_drawn_are_inputs():
         num_rows = int(torch.randint(3, 6, ()))
         return {"num_rows": num_rows, "x": torch.randn(num_rows)}
 
-    def sizes():
+    def with_sizes(model):
         return small_guide(model, sizes={"num_rows": "rows"})
 
-    results = [
-        trained(model, Trace_ELBO, compile=compile, guide=sizes(), model_args=draw)
-        for compile in (False, True)
-    ]
-    for first, second in zip(*results, strict=True):
-        np.testing.assert_allclose(second, first, rtol=ROUNDING, atol=ROUNDING)
+    assert_same(model, Trace_ELBO, make_guide=with_sizes, model_args=draw)
 
 
 def test_arguments_of_too_many_kinds_are_an_error(monkeypatch):
