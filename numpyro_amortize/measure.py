@@ -13,9 +13,9 @@ from jax import Array
 
 from numpyro_amortize.covariates import input_values
 from numpyro_amortize.layout import pack, pack_moments, pack_plain
-from numpyro_amortize.simulate import simulate_rows
-from numpyro_amortize.standardisation import Standardisation, robust_moments
-from numpyro_amortize.structure import ModelStructure
+from numpyro_amortize.simulate import conditional_location_scale, simulate_rows
+from numpyro_amortize.standardisation import Moments, Standardisation, robust_moments
+from numpyro_amortize.structure import ModelStructure, SiteInfo
 
 _NUM_SIMULATIONS = 2048
 _MOST_SHAPES = 4
@@ -81,6 +81,62 @@ def measure(
             for group in (draws, parents, data, inputs)
         )
     )
+
+
+def conditional_moments(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    site: SiteInfo,
+    call: Call,
+    latents: Mapping[str, Array],
+    batch_dims: int,
+) -> Moments:
+    """The model's own location and scale of a site, as the guide uses them while it draws.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        site: A conditional site.
+        call: Arguments of the model.
+        latents: Values of other latents, those before it among them, with `batch_dims` axes.
+        batch_dims: Number of leading axes.
+
+    Returns:
+        Two arrays of shape `(*batch, *aligned plates, size)`.
+    """
+    others = {name: value for name, value in latents.items() if name != site.name}
+    known = conditional_location_scale(model, *call, site.name, others, batch_dims)
+    return pack_moments(structure, site, known, batch_dims)
+
+
+def packed_conditionals(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    call: Call,
+    latents: Mapping[str, Array],
+    known: Mapping[str, Moments],
+    batch_dims: int,
+) -> dict[str, Moments]:
+    """The model's own location and scale of each conditional site at given latents.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        call: Arguments of the model.
+        latents: Values of all latents, with `batch_dims` leading axes.
+        known: Those already known from a simulation; the others are read by tracing the model.
+        batch_dims: Number of leading axes.
+
+    Returns:
+        Two arrays of shape `(*batch, *aligned plates, size)` for each site.
+    """
+    return {
+        site.name: pack_moments(structure, site, known[site.name], batch_dims)
+        if site.name in known
+        else conditional_moments(model, structure, site, call, latents, batch_dims)
+        for site in structure.latents
+        if site.is_conditional
+    }
 
 
 def call_shapes(call: Call) -> tuple[Any, ...]:

@@ -102,6 +102,30 @@ class StackedMLP(eqx.Module):
         hidden = self._after_first(first.reshape(-1, first.shape[-1]), 0)
         return hidden.reshape(*first.shape[:-1], hidden.shape[-1])
 
+    def with_derivatives(
+        self, inputs: Array, directions: Array, index: int | None = None
+    ) -> tuple[Array, Array]:
+        """Evaluate the networks and their derivatives along directions of the first inputs.
+
+        Args:
+            inputs: As for a call.
+            directions: Shape `(*batch, num_directions, size)` or broadcastable to it, of the
+                first `size` inputs, in a batch with the networks first.
+            index: The one network to evaluate, or None.
+
+        Returns:
+            What a call returns, and the derivatives, `(*batch, num_directions, out_size)`.
+        """
+        size = directions.shape[-1]
+
+        def evaluate(first: Array) -> Array:
+            return self(jnp.concatenate([first, inputs[..., size:]], axis=-1), index)
+
+        outputs, derivative = jax.linearize(evaluate, inputs[..., :size])
+        shape = (*inputs.shape[:-1], *directions.shape[-2:])
+        moved = jnp.moveaxis(jnp.broadcast_to(directions, shape), -2, 0)
+        return outputs, jnp.moveaxis(jax.vmap(derivative)(moved), 0, -2)
+
     def _after_first(self, hidden: Array, index: int | None) -> Array:
         for layer in range(1, len(self.weights)):
             hidden = self._layer(layer, jax.nn.gelu(hidden, approximate=False), index)

@@ -135,3 +135,40 @@ def conditional_moments(
         model, args, kwargs, site.name, values, max(extra, 0), is_vectorized=False
     )
     return pack_moments(structure, site, moments, max(extra, 0))
+
+
+def packed_conditionals(
+    model: Callable[..., Any],
+    structure: ModelStructure,
+    call: Call,
+    latents: Mapping[str, Tensor],
+    known: Mapping[str, Moments],
+    batch_dims: int,
+    *,
+    is_vectorized: bool = True,
+) -> dict[str, Moments]:
+    """The model's own location and scale of each conditional site at given latents.
+
+    Args:
+        model: The user's model.
+        structure: Its structure.
+        call: Arguments of the model.
+        latents: Values of all latents, with `batch_dims` leading axes.
+        known: Those already known from a simulation; the others are read by tracing the model.
+        batch_dims: Number of leading axes.
+        is_vectorized: Whether the model runs under an outer plate.
+
+    Returns:
+        Two arrays of shape `(*batch, *aligned plates, size)` for each site.
+    """
+    packed, (args, kwargs) = {}, call
+    for site in structure.latents:
+        if site.is_conditional:
+            moments = known.get(site.name)
+            if moments is None:
+                others = {name: value for name, value in latents.items() if name != site.name}
+                moments = conditional_location_scale(
+                    model, args, kwargs, site.name, others, batch_dims, is_vectorized=is_vectorized
+                )
+            packed[site.name] = pack_moments(structure, site, moments, batch_dims)
+    return packed

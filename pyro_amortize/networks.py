@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -90,6 +91,34 @@ class StackedMLP(nn.Module):
         first = sum(products[1:], products[0] + _one_of(self.biases[0], 0))
         hidden = self._after_first(first.reshape(-1, first.shape[-1]), 0)
         return hidden.reshape(*first.shape[:-1], hidden.shape[-1])
+
+    def with_derivatives(
+        self, inputs: Tensor, directions: Tensor, index: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Evaluate the networks and their derivatives along directions of the first inputs.
+
+        Args:
+            inputs: As for a call.
+            directions: Shape `(*batch, num_directions, size)` or broadcastable to it, of the
+                first `size` inputs, in a batch with the networks first.
+            index: The one network to evaluate, or None.
+
+        Returns:
+            What a call returns, and the derivatives, `(*batch, num_directions, out_size)`.
+        """
+        batch = inputs.shape[:-1]
+        rows = (-1,) if index is not None else (len(inputs), -1)
+        num, size = directions.shape[-2:]
+        hidden = self._layer(0, inputs.reshape(*rows, inputs.shape[-1]), index)
+        moved = directions.expand(*batch, num, size).reshape(*rows, size)
+        moved = moved @ _one_of(self.weights[0], index)[..., :size, :]
+        for layer in range(1, len(self.weights)):
+            share = 0.5 * (1 + torch.erf(hidden * math.sqrt(0.5)))
+            slope = share + hidden * torch.exp(-0.5 * hidden**2) / math.sqrt(2 * math.pi)
+            moved = moved.reshape(*hidden.shape[:-1], num, -1) * slope[..., None, :]
+            moved = moved.reshape(*rows, moved.shape[-1]) @ _one_of(self.weights[layer], index)
+            hidden = self._layer(layer, hidden * share, index)
+        return hidden.reshape(*batch, -1), moved.reshape(*batch, num, -1)
 
     def _after_first(self, hidden: Tensor, index: int | None) -> Tensor:
         for layer in range(1, len(self.weights)):

@@ -252,6 +252,14 @@ class NumPyroHost:
 
         return numpy_tree(self._jax.jit(score)(self.arrays(latents), self.arrays(observations)))
 
+    def site_losses(self, amortized, latents, observations, seed=0):
+        """What training at given values makes small, with one leading axis."""
+        given = amortized.params, (), {}, self.arrays(latents), self.arrays(observations)
+        return numpy_tree(amortized.guide.site_losses(*given, batch_dims=1, rng_key=self.key(seed)))
+
+    def training_loss(self, distribution, value, seed=0):
+        return numpy_tree(distribution.training_loss(self.array(value), self.key(seed)))
+
     def bank_loss(self, objective, model, amortized):
         """The loss on all simulations held out of the objective's bank."""
         return float(objective.bank_loss(self.key(0), amortized.params, model, amortized.guide))
@@ -552,6 +560,16 @@ class PyroHost:
             args, {}, self.arrays(latents), self.arrays(observations), batch_dims=batch_dims
         )
         return numpy_tree(found)
+
+    def site_losses(self, amortized, latents, observations, seed=0):
+        """What training at given values makes small, with one leading axis."""
+        self.seed(seed)
+        given = (), {}, self.arrays(latents), self.arrays(observations)
+        return numpy_tree(amortized.guide.site_losses(*given, batch_dims=1))
+
+    def training_loss(self, distribution, value, seed=0):
+        self.seed(seed)
+        return numpy_tree(distribution.training_loss(self.array(value)))
 
     def bank_loss(self, objective, model, amortized):
         """The loss on all simulations held out of the objective's bank."""

@@ -40,6 +40,12 @@ CATALOGUE = (
     Entry("AmortizedPosterior", "result"),
     Entry("DataEmphasizedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("EnsembleGuide", "guide", ("conjugate_normal",), GAUSSIAN),
+    Entry(
+        "FlowMatchingDensity",
+        "density",
+        ("two_mode_sign", "linear_gaussian_2", "parabola"),
+        OTHER,
+    ),
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),

@@ -4,6 +4,7 @@ from numpyro_amortize.densities.affine_flow import AffineFlowDensity
 from numpyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from numpyro_amortize.densities.categorical import CategoricalDensity
 from numpyro_amortize.densities.count import CountDensity
+from numpyro_amortize.densities.flow_matching import FlowMatchingDensity
 from numpyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from numpyro_amortize.densities.mixture import MixtureDensity
 from numpyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
@@ -19,6 +20,7 @@ __all__ = [
     "CountDensity",
     "Density",
     "DiscreteDensity",
+    "FlowMatchingDensity",
     "LowRankNormalDensity",
     "MixtureDensity",
     "MultivariateNormalDensity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -37,6 +37,26 @@ class ConditionalDensity(eqx.Module):
 
         Returns:
             A distribution with the batch shape of `context` and event shape `(size,)`.
+        """
+
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """What a distribution adds that is not trained by its log density at given values.
+
+    Objectives that learn from given values, such as `NPE`, then use its loss in place of minus
+    the log density, through the guide. The density stays what bounds and weights use.
+    """
+
+    def training_loss(self, value: Array, rng_key: Array) -> Array:
+        """A loss whose expectation is least where the density is that of the values.
+
+        Args:
+            value: Values, shape `(*batch, size)`.
+            rng_key: Key of its random numbers.
+
+        Returns:
+            Shape `(*batch,)`, in units of its own; it may be random.
         """
 
 

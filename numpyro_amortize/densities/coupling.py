@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from numpyro_amortize.densities.base import FlowDistribution, as_flow
+from numpyro_amortize.densities.base import FlowDistribution, OwnLoss, as_flow
 from numpyro_amortize.networks import StackedMLP, positive
 
 
@@ -73,10 +73,11 @@ class RankOneCoupling(eqx.Module):
             present: Which elements exist, if the plates are padded; all if None.
 
         Returns:
-            The coupled density; the given one if its noise cannot be reached.
+            The coupled density; the given one if its noise cannot be reached, or if its own loss
+            would leave the coupling untrained.
         """
         flow = as_flow(density)
-        if flow is None:
+        if flow is None or isinstance(density, OwnLoss):
             return density
         step = _RankOne(
             positive(self.weights(context, index)),

@@ -16,7 +16,7 @@ from numpyro_amortize.arguments import IndexPlates, MissingSites
 from numpyro_amortize.compiler import check_compiler
 from numpyro_amortize.covariates import InputPlates
 from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
-from numpyro_amortize.embeddings import Embedding, PlateEmbedding
+from numpyro_amortize.embeddings import Embedding
 from numpyro_amortize.guides.call import (
     CallValues,
     check_call,
@@ -24,21 +24,19 @@ from numpyro_amortize.guides.call import (
     read_call,
     read_observations,
 )
-from numpyro_amortize.guides.chain import build_chain
+from numpyro_amortize.guides.chain import PosteriorChain, build_chain
 from numpyro_amortize.guides.draws import PlainDraws
 from numpyro_amortize.guides.host_plates import HostPlates
 from numpyro_amortize.guides.specifications import (
     check_specifications,
     resolve_densities,
-    resolve_specifications,
+    resolve_embeddings,
 )
 from numpyro_amortize.guides.steps import SiteSteps
 from numpyro_amortize.guides.weights import NamedWeights, model_at
-from numpyro_amortize.layout import pack_moments
-from numpyro_amortize.measure import Call, measure
+from numpyro_amortize.measure import Call, conditional_moments, measure, packed_conditionals
 from numpyro_amortize.obs_mask import JoinedModel, keep_constants
 from numpyro_amortize.reading import Parents, read_structure
-from numpyro_amortize.simulate import conditional_location_scale
 from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -202,12 +200,8 @@ class AmortizedGuide:
         Raises:
             ValueError: If a specification is given for a site that does not exist or fit it.
         """
-        return (
-            resolve_specifications(
-                "embedding", self._embedding, structure.observed, PlateEmbedding()
-            ),
-            resolve_densities(self._densities, structure.latents),
-        )
+        embeddings = resolve_embeddings(self._embedding, structure.observed)
+        return embeddings, resolve_densities(self._densities, structure.latents)
 
     def init_params(self) -> dict[str, Any]:
         """Initial parameters under the names that the host's `SVI` uses."""
@@ -359,18 +353,50 @@ class AmortizedGuide:
         Returns:
             Shape `(*batch, *aligned plates)` per site, in nats, constrained space.
         """
+        own = (args, kwargs), latents, observations, batch_dims, conditionals, true_sizes
+        chain, given = self._given(params, *own)
+        return chain.log_prob(*given)
+
+    def site_losses(
+        self,
+        params: Mapping[str, Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Array],
+        observations: Mapping[str, Array],
+        *,
+        batch_dims: int = 0,
+        conditionals: Mapping[str, Moments] | None = None,
+        true_sizes: Mapping[str, Any] | None = None,
+        rng_key: Array,
+    ) -> dict[str, Array]:
+        """What training at given values makes small, for every latent site.
+
+        Minus `site_log_probs`, whose arguments and shapes these are, but for sites whose density
+        has a loss of its own, in units of its own and with random numbers from the key.
+        """
+        own = (args, kwargs), latents, observations, batch_dims, conditionals, true_sizes
+        chain, given = self._given(params, *own)
+        return chain.losses(*given, rng_key=rng_key)
+
+    def _given(
+        self,
+        params: Mapping[str, Any],
+        call: Call,
+        latents: Mapping[str, Array],
+        observations: Mapping[str, Array],
+        batch_dims: int,
+        known: Mapping[str, Moments] | None,
+        true_sizes: Mapping[str, Any] | None,
+    ) -> tuple[PosteriorChain, tuple[Any, ...]]:
+        """The networks, and what they are given to score values."""
         chain, standardisation = self._weights.unpack(params)
-        call = self.call_values(args, kwargs, observations, batch_dims, true_sizes)
-        contexts = chain.contexts(standardisation, observations, call, batch_dims)
-        known = conditionals or {}
-        packed = {
-            site.name: self._conditional(
-                site, params, args, kwargs, latents, batch_dims, known.get(site.name)
-            )
-            for site in self.structure.latents
-            if site.is_conditional
-        }
-        return chain.log_prob(standardisation, contexts, latents, packed, batch_dims)
+        values = self.call_values(*call, observations, batch_dims, true_sizes)
+        contexts = chain.contexts(standardisation, observations, values, batch_dims)
+        packed = packed_conditionals(
+            model_at(self.model, params), self.structure, call, latents, known or {}, batch_dims
+        )
+        return chain, (standardisation, contexts, latents, packed, batch_dims)
 
     def log_prob(
         self,
@@ -445,11 +471,13 @@ class AmortizedGuide:
         chain, standardisation = self._weights.unpack(params)
         contexts = chain.contexts(standardisation, observations, call, batch_dims)
 
-        def moments(site: SiteInfo, latents: Mapping[str, Array]) -> Moments:
-            values = {**latents, **(rows or {})}
-            return self._conditional(site, params, args, kwargs, values, batch_dims)
+        model, structure = model_at(self.model, params), self.structure
 
-        return SiteSteps(chain, standardisation, contexts, self.structure, moments, batch_dims)
+        def moments(site: SiteInfo, latents: Mapping[str, Array]) -> Moments:
+            values, own = {**latents, **(rows or {})}, (args, kwargs)
+            return conditional_moments(model, structure, site, own, values, batch_dims)
+
+        return SiteSteps(chain, standardisation, contexts, structure, moments, batch_dims)
 
     def call_values(
         self,
@@ -463,20 +491,3 @@ class AmortizedGuide:
         """What one call gives to the networks besides its data."""
         model, structure, sizes = self.model, self.structure, true_sizes or {}
         return read_call(model, structure, args, kwargs, observations, batch_dims, sizes, rows)
-
-    def _conditional(
-        self,
-        site: SiteInfo,
-        params: Mapping[str, Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        latents: Mapping[str, Array],
-        batch_dims: int,
-        known: Moments | None = None,
-    ) -> Moments:
-        if known is None:
-            parents = {other: latents[other] for other in latents if other != site.name}
-            known = conditional_location_scale(
-                model_at(self.model, params), args, kwargs, site.name, parents, batch_dims
-            )
-        return pack_moments(self.structure, site, known, batch_dims)

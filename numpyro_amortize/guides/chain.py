@@ -17,6 +17,7 @@ from numpyro_amortize.densities.base import (
     AnyDensity,
     ConditionalDensity,
     DiscreteDensity,
+    OwnLoss,
     site_distribution,
 )
 from numpyro_amortize.densities.coupling import RankOneCoupling
@@ -210,6 +211,42 @@ class PosteriorChain(eqx.Module):
         Returns:
             One array per site, shape `(*batch, *aligned plates)`, event plates summed out.
         """
+        given = standardisation, contexts, latents, conditionals, batch_dims
+        return self._terms(given, None)
+
+    def losses(
+        self,
+        standardisation: Standardisation,
+        contexts: Contexts,
+        latents: Mapping[str, Array],
+        conditionals: Conditionals,
+        batch_dims: int,
+        *,
+        rng_key: Array,
+    ) -> dict[str, Array]:
+        """What training makes small: minus `log_prob`, or the loss that a density brings.
+
+        Args:
+            standardisation: As in `log_prob`, like all others.
+            contexts: Features.
+            latents: Constrained values.
+            conditionals: Locations and scales.
+            batch_dims: Number of batch axes.
+            rng_key: Key of the losses that are random.
+
+        Returns:
+            One array per site, shape `(*batch, *aligned plates)`.
+        """
+        given = standardisation, contexts, latents, conditionals, batch_dims
+        return {name: -term for name, term in self._terms(given, rng_key).items()}
+
+    def _terms(
+        self,
+        given: tuple[Standardisation, Contexts, Mapping[str, Array], Conditionals, int],
+        rng_key: Array | None,
+    ) -> dict[str, Array]:
+        """Log densities; for training, with a key, minus its own loss where a density has one."""
+        standardisation, contexts, latents, conditionals, batch_dims = given
         structure = self.structure
         packed = {
             site.name: pack(structure, site, latents[site.name], batch_dims)
@@ -235,10 +272,15 @@ class PosteriorChain(eqx.Module):
                 for name, (loc, scale) in zip(names, moments, strict=True)
             ]
             inputs = jnp.stack(stacked)
-            density = self.heads[group](inputs)
+            values = jnp.stack(jnp.broadcast_arrays(*standard))
+            density: Any = self.heads[group](inputs)
+            if rng_key is not None and isinstance(density, OwnLoss):
+                losses = density.training_loss(values, jax.random.fold_in(rng_key, group))
+                result |= dict(zip(names, -losses, strict=True))
+                continue
             if sites[0].coupled:
                 density = self._coupled(group, density, inputs, contexts)
-            log_prob = density.log_prob(jnp.stack(jnp.broadcast_arrays(*standard)))
+            log_prob = density.log_prob(values)
             for index, (name, (_, scale)) in enumerate(zip(names, moments, strict=True)):
                 jacobian = jnp.sum(jnp.log(scale), axis=-1) + packed[name][1]
                 result[name] = log_prob[index] - jacobian

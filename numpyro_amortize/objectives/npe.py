@@ -24,9 +24,11 @@ from numpyro_amortize.standardisation import Moments
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import keep_fixed, subsample_sizes
 
+_LOSSES = 2**31 - 1  # beyond the number of any simulation, whose keys are split from the same
+
 
 class ScoresLatents(Protocol):
-    """What NPE needs of a guide: its structure, and densities at given values."""
+    """What NPE needs of a guide: its structure, and what training at given values makes small."""
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -39,7 +41,7 @@ class ScoresLatents(Protocol):
     def setup(self, *args: Any, **kwargs: Any) -> Any:
         """Read the model once."""
 
-    def site_log_probs(
+    def site_losses(
         self,
         params: Mapping[str, Any],
         args: tuple[Any, ...],
@@ -50,8 +52,9 @@ class ScoresLatents(Protocol):
         batch_dims: int = 0,
         conditionals: Mapping[str, Moments] | None = None,
         true_sizes: Mapping[str, Any] | None = None,
+        rng_key: Array,
     ) -> dict[str, Array]:
-        """Log density of every latent site at given values."""
+        """Minus the log density of every latent site at given values, or a loss in its place."""
 
 
 class NPE(ELBO):
@@ -59,7 +62,8 @@ class NPE(ELBO):
 
     `loss = -E_{p(z, x)} sum_i log q(z_i | x) / n_i` in nats, with `n_i` the number of plate
     elements of site i: the minimiser is that of the joint density, and global sites are not
-    outvoted. The minimum is the mean posterior entropy, not zero. Every step draws fresh
+    outvoted. The minimum is the mean posterior entropy, not zero. A density with a loss of its own,
+    such as `FlowMatchingDensity`, has that in place of `-log q(z_i | x)`. Every step draws fresh
     simulations; the data in the model's arguments are not used, and parameters of the model
     are not trained. Use it whenever the model can be simulated; it covers every mode. Avoid
     it when one data set far out in the prior predictive is all that matters.
@@ -204,7 +208,7 @@ class NPE(ELBO):
         """The loss on all simulations that are held out of the bank.
 
         Args:
-            rng_key: Key of the values that `missing` hides.
+            rng_key: Key of the values that `missing` hides, and of losses that are random.
             param_map: Parameters by name, constrained.
             model: The user's model.
             guide: The guide.
@@ -340,7 +344,7 @@ class NPE(ELBO):
         if self.nonfinite == "drop":
             is_used &= is_finite
         values, moments = _fill_rows((values, moments), is_used)
-        log_probs = guide.site_log_probs(
+        terms = guide.site_losses(
             param_map,
             args,
             kwargs,
@@ -349,15 +353,15 @@ class NPE(ELBO):
             batch_dims=1,
             conditionals=moments,
             true_sizes=self._true_sizes,
+            rng_key=jax.random.fold_in(rng_key, _LOSSES),
         )
         losses = {
-            name: -self._mean_over_elements(structure, name, part)
-            for name, part in log_probs.items()
+            name: self._mean_over_elements(structure, name, term) for name, term in terms.items()
         }
         return losses, is_used, is_finite
 
     def _mean_over_elements(self, structure: ModelStructure, name: str, part: Array) -> Array:
-        """The mean of log densities over the plate elements that exist, one per simulation."""
+        """The mean of losses over the plate elements that exist, one per simulation."""
         plates = structure.site(name).plates
         present = existing(plates, structure.plate_dims, part[..., None], self._true_sizes)
         if present is None:
@@ -408,9 +412,9 @@ def _total(losses: Mapping[str, Array]) -> Array:
 
 def check_guide(guide: Any) -> None:
     """Raise a TypeError if a guide lacks what NPE needs."""
-    if not hasattr(type(guide), "site_log_probs"):
+    if not hasattr(type(guide), "site_losses"):
         raise TypeError(
-            "NPE needs a guide that scores given latents (site_log_probs); "
+            "NPE needs a guide that scores given latents (site_losses); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
 

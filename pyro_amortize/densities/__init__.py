@@ -4,6 +4,7 @@ from pyro_amortize.densities.affine_flow import AffineFlowDensity
 from pyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from pyro_amortize.densities.categorical import CategoricalDensity
 from pyro_amortize.densities.count import CountDensity
+from pyro_amortize.densities.flow_matching import FlowMatchingDensity
 from pyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from pyro_amortize.densities.mixture import MixtureDensity
 from pyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
@@ -19,6 +20,7 @@ __all__ = [
     "CountDensity",
     "Density",
     "DiscreteDensity",
+    "FlowMatchingDensity",
     "LowRankNormalDensity",
     "MixtureDensity",
     "MultivariateNormalDensity",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -37,6 +37,25 @@ class ConditionalDensity(nn.Module, ABC):
 
         Returns:
             A distribution with the batch shape of `context` and event shape `(size,)`.
+        """
+
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """What a distribution adds that is not trained by its log density at given values.
+
+    Objectives that learn from given values, such as `NPE`, then use its loss in place of minus
+    the log density, through the guide. The density stays what bounds and weights use.
+    """
+
+    def training_loss(self, value: Tensor) -> Tensor:
+        """A loss whose expectation is least where the density is that of the values.
+
+        Args:
+            value: Values, shape `(*batch, size)`.
+
+        Returns:
+            Shape `(*batch,)`, in units of its own; it may be random.
         """
 
 

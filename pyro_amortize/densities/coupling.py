@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_amortize.densities.base import FlowDistribution, as_flow
+from pyro_amortize.densities.base import FlowDistribution, OwnLoss, as_flow
 from pyro_amortize.networks import StackedMLP, positive
 
 
@@ -63,10 +63,11 @@ class RankOneCoupling(nn.Module):
             index: The one site to evaluate, or None.
 
         Returns:
-            The coupled density; the given one if its noise cannot be reached.
+            The coupled density; the given one if its noise cannot be reached, or if its own loss
+            would leave the coupling untrained.
         """
         flow = as_flow(density)
-        if flow is None:
+        if flow is None or isinstance(density, OwnLoss):
             return density
         step = _RankOne(
             positive(self.weights(context, index)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -16,7 +15,7 @@ from pyro_amortize.alternatives import ObservedSites, read_observed
 from pyro_amortize.arguments import IndexPlates, MissingSites
 from pyro_amortize.covariates import InputPlates
 from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
-from pyro_amortize.embeddings import Embedding, PlateEmbedding
+from pyro_amortize.embeddings import Embedding
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from pyro_amortize.guides.chain import Contexts, PosteriorChain, build_chain
 from pyro_amortize.guides.draws import PlainDraws
@@ -24,15 +23,14 @@ from pyro_amortize.guides.host_plates import HostPlates
 from pyro_amortize.guides.specifications import (
     check_specifications,
     resolve_densities,
-    resolve_specifications,
+    resolve_embeddings,
 )
 from pyro_amortize.guides.steps import SiteSteps
-from pyro_amortize.guides.store import register_chain
-from pyro_amortize.layout import pack_moments
-from pyro_amortize.measure import Call, conditional_moments, measure
+from pyro_amortize.guides.store import register_chain, stored_structure, structure_state
+from pyro_amortize.measure import Call, conditional_moments, measure, packed_conditionals
 from pyro_amortize.obs_mask import JoinedModel, keep_constants
 from pyro_amortize.reading import Parents, read_structure
-from pyro_amortize.simulate import conditional_location_scale, vectorization_problem
+from pyro_amortize.simulate import vectorization_problem
 from pyro_amortize.standardisation import Moments, Standardisation, standardisation_size
 from pyro_amortize.structure import ModelStructure, SiteInfo
 from pyro_amortize.tracing import seeded, with_rows
@@ -225,12 +223,8 @@ class AmortizedGuide(PyroModule):
         Raises:
             ValueError: If a specification is given for a site that does not exist or fit it.
         """
-        return (
-            resolve_specifications(
-                "embedding", self._embedding, structure.observed, PlateEmbedding()
-            ),
-            resolve_densities(self._densities, structure.latents),
-        )
+        embeddings = resolve_embeddings(self._embedding, structure.observed)
+        return embeddings, resolve_densities(self._densities, structure.latents)
 
     def bind(self, observations: Mapping[str, Any]) -> AmortizedGuide:
         """This guide with its data fixed, for hosts that call it with the data left out.
@@ -323,16 +317,12 @@ class AmortizedGuide(PyroModule):
 
     def is_trained(self) -> bool:
         """Whether any parameter has moved since the networks were built."""
-        now = self._chain().parameters() if self._initial else ()
-        return any(
-            not torch.equal(parameter, initial)
-            for parameter, initial in zip(now, self._initial, strict=True)
-        )
+        pairs = zip(self._chain().parameters() if self._initial else (), self._initial, strict=True)
+        return any(not torch.equal(parameter, initial) for parameter, initial in pairs)
 
     def get_extra_state(self) -> Tensor:
         """The structure as bytes, so that a state dict can be loaded before any call."""
-        text = json.dumps(self._structure.to_dict()) if self._structure else ""
-        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+        return structure_state(self._structure)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing is left to do: the structure is read before the weights are."""
@@ -340,9 +330,8 @@ class AmortizedGuide(PyroModule):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        state = state_dict.get(f"{prefix}_extra_state")
-        if self._structure is None and state is not None and len(state):
-            structure = ModelStructure.from_dict(json.loads(bytes(state.tolist()).decode()))
+        structure = stored_structure(state_dict.get(f"{prefix}_extra_state"))
+        if self._structure is None and structure is not None:
             self.build(structure, torch.zeros(standardisation_size(structure)))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -406,24 +395,42 @@ class AmortizedGuide(PyroModule):
         Returns:
             Shape `(*batch, *aligned plates)` per site, in nats, constrained space.
         """
-        call = self.call_values(args, kwargs, observations, batch_dims)
-        constants, contexts = self._contexts(observations, call, batch_dims)
-        packed = {}
-        for site in self.structure.latents:
-            if site.is_conditional:
-                known = (conditionals or {}).get(site.name)
-                if known is None:
-                    known = conditional_location_scale(
-                        self.model,
-                        args,
-                        kwargs,
-                        site.name,
-                        {other: latents[other] for other in latents if other != site.name},
-                        batch_dims,
-                        is_vectorized=self.is_vectorized,
-                    )
-                packed[site.name] = pack_moments(self.structure, site, known, batch_dims)
-        return self._chain().log_prob(constants, contexts, latents, packed, batch_dims)
+        given = self._given((args, kwargs), latents, observations, batch_dims, conditionals)
+        return self._chain().log_prob(*given)
+
+    def site_losses(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        latents: Mapping[str, Tensor],
+        observations: Mapping[str, Tensor],
+        *,
+        batch_dims: int = 0,
+        conditionals: Mapping[str, Moments] | None = None,
+    ) -> dict[str, Tensor]:
+        """What training at given values makes small, for every latent site.
+
+        Minus `site_log_probs`, whose arguments and shapes these are, but for sites whose density
+        has a loss of its own, in units of its own.
+        """
+        given = self._given((args, kwargs), latents, observations, batch_dims, conditionals)
+        return self._chain().losses(*given)
+
+    def _given(
+        self,
+        call: Call,
+        latents: Mapping[str, Tensor],
+        observations: Mapping[str, Tensor],
+        batch_dims: int,
+        known: Mapping[str, Moments] | None,
+    ) -> tuple[Any, ...]:
+        """What the networks are given to score values."""
+        values = self.call_values(*call, observations, batch_dims)
+        model, structure, is_vectorized = self.model, self.structure, self.is_vectorized
+        packed = packed_conditionals(
+            model, structure, call, latents, known or {}, batch_dims, is_vectorized=is_vectorized
+        )
+        return *self._contexts(observations, values, batch_dims), latents, packed, batch_dims
 
     def log_prob(
         self,
@@ -443,8 +450,8 @@ class AmortizedGuide(PyroModule):
         Returns:
             Shape `(num_draws,)`, in nats, constrained space.
         """
-        found = self.find_observations(args, kwargs, observations)
         num_draws = len(next(iter(latents.values())))
+        found = self.find_observations(args, kwargs, observations)
         once = {name: value[None] for name, value in found.items()}
         parts = self.site_log_probs(args, kwargs, latents, once, batch_dims=1)
         return torch.stack([part.reshape(num_draws, -1).sum(1) for part in parts.values()]).sum(0)

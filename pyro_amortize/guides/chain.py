@@ -14,6 +14,7 @@ from pyro_amortize.densities.base import (
     AnyDensity,
     ConditionalDensity,
     DiscreteDensity,
+    OwnLoss,
     site_distribution,
 )
 from pyro_amortize.densities.coupling import RankOneCoupling
@@ -213,6 +214,40 @@ class PosteriorChain(nn.Module):
         Returns:
             One array per site, shape `(*batch, *aligned plates)`, event plates summed out.
         """
+        given = standardisation, contexts, latents, conditionals, batch_dims
+        return self._terms(given, is_for_training=False)
+
+    def losses(
+        self,
+        standardisation: Standardisation,
+        contexts: Contexts,
+        latents: Mapping[str, Tensor],
+        conditionals: Conditionals,
+        batch_dims: int,
+    ) -> dict[str, Tensor]:
+        """What training makes small: minus `log_prob`, or the loss that a density brings.
+
+        Args:
+            standardisation: As in `log_prob`, like all others.
+            contexts: Features.
+            latents: Constrained values.
+            conditionals: Locations and scales.
+            batch_dims: Number of batch axes.
+
+        Returns:
+            One array per site, shape `(*batch, *aligned plates)`.
+        """
+        given = standardisation, contexts, latents, conditionals, batch_dims
+        return {name: -term for name, term in self._terms(given, is_for_training=True).items()}
+
+    def _terms(
+        self,
+        given: tuple[Standardisation, Contexts, Mapping[str, Tensor], Conditionals, int],
+        *,
+        is_for_training: bool,
+    ) -> dict[str, Tensor]:
+        """Log densities; for training, minus its own loss where a density has one."""
+        standardisation, contexts, latents, conditionals, batch_dims = given
         structure = self.structure
         packed = {
             site.name: pack(structure, site, latents[site.name], batch_dims)
@@ -238,11 +273,15 @@ class PosteriorChain(nn.Module):
                 for name, (loc, scale) in zip(names, moments, strict=True)
             ]
             inputs = torch.stack(torch.broadcast_tensors(*stacked))
-            density = self.heads[group](inputs)
+            values = torch.stack(torch.broadcast_tensors(*standard))
+            density: Any = self.heads[group](inputs)
+            if is_for_training and isinstance(density, OwnLoss):
+                result |= dict(zip(names, -density.training_loss(values), strict=True))
+                continue
             if sites[0].coupled:
                 common = torch.stack([contexts.common[name] for name in names])
                 density = self._coupled(group, density, inputs, common)
-            log_prob = density.log_prob(torch.stack(torch.broadcast_tensors(*standard)))
+            log_prob = density.log_prob(values)
             for index, (name, (_, scale)) in enumerate(zip(names, moments, strict=True)):
                 jacobian = torch.log(scale).sum(-1) + packed[name][1]
                 result[name] = log_prob[index] - jacobian

@@ -12,6 +12,7 @@ from pyro_amortize.densities import (
     DiscreteDensity,
     SplineFlowDensity,
 )
+from pyro_amortize.embeddings import Embedding, PlateEmbedding
 from pyro_amortize.structure import SiteInfo
 from pyro_amortize.supports import Support
 
@@ -50,6 +51,15 @@ def resolve_specifications(
         if name not in names:
             raise ValueError(f"{argument}: '{name}' is not one of the sites {names}")
     return {name: specs.get(name, default) for name in names}
+
+
+def resolve_embeddings(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, Embedding]:
+    """The embedding of every observed site.
+
+    Raises:
+        ValueError: If a site that does not exist is named.
+    """
+    return resolve_specifications("embedding", specs, sites, PlateEmbedding())
 
 
 def resolve_densities(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, AnyDensity]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pyro
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from pyro_amortize.structure import ModelStructure
 
 
 def register_chain(store_name: str, chain: nn.Module) -> None:
@@ -26,3 +30,16 @@ def register_chain(store_name: str, chain: nn.Module) -> None:
             "AmortizedGuide: the parameter store holds the parameters of another guide, "
             "which SVI would train in place of these; call pyro.clear_param_store() first"
         )
+
+
+def structure_state(structure: ModelStructure | None) -> Tensor:
+    """A structure as bytes for a state dict; none if there is none."""
+    text = json.dumps(structure.to_dict()) if structure else ""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def stored_structure(state: Tensor | None) -> ModelStructure | None:
+    """The structure in a state dict, or None."""
+    if state is None or not len(state):
+        return None
+    return ModelStructure.from_dict(json.loads(bytes(state.tolist()).decode()))

@@ -26,7 +26,7 @@ _BANK_SIZE = 10_000  # of a model that cannot be vectorised
 
 
 class ScoresLatents(Protocol):
-    """What NPE needs of a guide: its structure, and densities at given values."""
+    """What NPE needs of a guide: its structure, and what training at given values makes small."""
 
     vectorization_problem: str | None
 
@@ -44,7 +44,7 @@ class ScoresLatents(Protocol):
     def register(self) -> None:
         """Put the networks into the host's parameter store."""
 
-    def site_log_probs(
+    def site_losses(
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -54,7 +54,7 @@ class ScoresLatents(Protocol):
         batch_dims: int = 0,
         conditionals: Mapping[str, Moments] | None = None,
     ) -> dict[str, Tensor]:
-        """Log density of every latent site at given values."""
+        """Minus the log density of every latent site at given values, or a loss in its place."""
 
 
 class NPE(ELBO):
@@ -62,7 +62,8 @@ class NPE(ELBO):
 
     `loss = -E_{p(z, x)} sum_i log q(z_i | x) / n_i` in nats, with `n_i` the number of plate
     elements of site i: the minimiser is that of the joint density, and global sites are not
-    outvoted. The minimum is the mean posterior entropy, not zero. Every step draws fresh
+    outvoted. The minimum is the mean posterior entropy, not zero. A density with a loss of its own,
+    such as `FlowMatchingDensity`, has that in place of `-log q(z_i | x)`. Every step draws fresh
     simulations; the data in the model's arguments are not used, and parameters of the model
     are not trained. Use it whenever the model can be simulated; it covers every mode. Avoid
     it when one data set far out in the prior predictive is all that matters.
@@ -328,7 +329,7 @@ class NPE(ELBO):
                 name: (_fill_rows(loc, is_used), _fill_rows(scale, is_used))
                 for name, (loc, scale) in moments.items()
             }
-        log_probs = guide.site_log_probs(
+        terms = guide.site_losses(
             args,
             kwargs,
             {site.name: values[site.name] for site in structure.latents},
@@ -336,7 +337,7 @@ class NPE(ELBO):
             batch_dims=1,
             conditionals=moments,
         )
-        losses = {name: -part.reshape(len(part), -1).mean(1) for name, part in log_probs.items()}
+        losses = {name: term.reshape(len(term), -1).mean(1) for name, term in terms.items()}
         return losses, is_used, is_finite
 
     def _fill_bank(
@@ -397,9 +398,9 @@ def _total(losses: Mapping[str, Tensor]) -> Tensor:
 
 def check_guide(guide: Any) -> None:
     """Raise a TypeError if a guide lacks what NPE needs."""
-    if not hasattr(type(guide), "site_log_probs"):
+    if not hasattr(type(guide), "site_losses"):
         raise TypeError(
-            "NPE needs a guide that scores given latents (site_log_probs); "
+            "NPE needs a guide that scores given latents (site_losses); "
             f"{type(guide).__name__} has no such method, AmortizedGuide does"
         )
 

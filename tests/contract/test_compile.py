@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.backends import host as adapter
+from tests.backends import small_guide as small_backend_guide
 from tests.conftest import require
 from tests.contract.test_flows import FLOWS, specification
 from tests.contract.test_objectives import CAPABILITIES, OBJECTIVES, REFUSALS
@@ -127,6 +128,32 @@ def test_every_flow_trains_alike(flow, name):
         num_steps=3,
         kwargs={} if name == "NPE" else {"x": torch.tensor(0.7)},
     )
+
+
+def flow_matching_trains_alike(objective, **options):
+    model, host = adapter("pyro").models.parabola, adapter("pyro")
+    spec = host.package.FlowMatchingDensity(hidden_dims=(8,), **options)
+    assert_same(
+        model,
+        lambda: OBJECTIVES[objective](pyro_amortize),
+        make_guide=lambda model: small_backend_guide(host, model, observed="x", densities=spec),
+        num_steps=5,
+        kwargs={} if objective == "NPE" else {"x": torch.tensor(0.7)},
+    )
+
+
+def test_a_density_with_its_own_loss_trains_alike():
+    flow_matching_trains_alike("NPE")
+
+
+def test_a_solver_of_equal_steps_trains_alike():
+    flow_matching_trains_alike("IWAE", num_steps=2)
+
+
+@pytest.mark.slow
+def test_a_solver_that_chooses_its_steps_runs_as_python_and_says_so():
+    with pytest.warns(UserWarning, match="compile: . of 5 steps ran as Python"):
+        flow_matching_trains_alike("IWAE", tolerance=1e-4)
 
 
 def test_parameters_and_trained_modules_of_the_model_train_alike():

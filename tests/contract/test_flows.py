@@ -147,10 +147,12 @@ def test_densities_integrate_to_one(host, rng, flow):
 @pytest.mark.compiles
 @each_flow
 def test_draws_fill_the_plane_as_the_density_says(host, rng, flow):
+    assert_draws_follow(host, random_flow(host, flow, 2, scale=0.2), rng.normal(size=CONTEXT_SIZE))
+
+
+def assert_draws_follow(host, density, context):
     """Counts of 4,000 draws in the cells of a lattice, and the density that came with them."""
-    density = random_flow(host, flow, 2, scale=0.2)
-    context = rng.normal(size=CONTEXT_SIZE)
-    repeated = np.broadcast_to(context, (4000, CONTEXT_SIZE))
+    repeated = np.broadcast_to(context, (4000, len(context)))
     drawn, kept = host.density_draw(density, repeated)
     again = host.density_log_prob(density, repeated, drawn, 0)
     np.testing.assert_allclose(kept, again, rtol=1e-3, atol=5e-3)
@@ -161,7 +163,7 @@ def test_draws_fill_the_plane_as_the_density_says(host, rng, flow):
     centre, spread = np.median(drawn, axis=0), drawn.std(axis=0)
     axes = [centre[d] + spread[d] * (edges[1:] + edges[:-1]) / 2 for d in range(2)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
-    repeated = np.broadcast_to(context, (len(grid), CONTEXT_SIZE))
+    repeated = np.broadcast_to(context, (len(grid), len(context)))
     mass = np.exp(host.density_log_prob(density, repeated, grid, 0).astype(float))
     mass *= np.prod(spread) * (edges[1] - edges[0]) ** 2
     block = fine // coarse

@@ -1,0 +1,49 @@
+"""Flows along an ordinary differential equation trained on posteriors that are known."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tests.backends import host as host_of
+from tests.catalogue import OTHER
+from tests.problems import PROBLEMS
+from tests.statistical.test_expected_gap import assert_small, gap_of
+
+pytestmark = pytest.mark.slow  # a minute of training for each
+
+FAMILIES = {"FlowMatchingDensity": {}}
+# Steps and simulations for each.
+RUNS = {"two_mode_sign": (2500, 256), "linear_gaussian_2": (1500, 128), "parabola": (3000, 128)}
+
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@cache
+def trained(backend, family, problem):
+    host, (num_steps, num_simulations) = host_of(backend), RUNS[problem]
+    model = getattr(host.models, problem)
+    density = getattr(host.package, family)(**FAMILIES[family])
+    guide = host.guide(model, observed="x", densities=density)
+    objective = host.package.NPE(num_simulations)
+    return host.fit(model, guide, objective, num_steps=num_steps, learning_rate=2e-3)
+
+
+@each_family
+@pytest.mark.parametrize("name", RUNS)
+def test_npe_reaches_the_exact_posterior(host, family, name):
+    problem = PROBLEMS[name]
+    assert_small(gap_of(host, trained(host.name, family, name), problem), problem, OTHER)
+
+
+@each_family
+def test_two_modes_hold_half_of_the_mass_each(host, family):
+    """And the bridge between them what the exact posterior has there."""
+    amortized = trained(host.name, family, "two_mode_sign")
+    values = np.array([0.8, 1.5, 2.5])
+    widths = 0.4 * np.sqrt(values)
+    bridges = PROBLEMS["two_mode_sign"].mass_near_zero(widths, {"x": values})
+    for number, (x, width, bridge) in enumerate(zip(values, widths, bridges, strict=True)):
+        draws = host.sample(amortized.at(x=host.array(x)), 4000, seed=number)["z"]
+        assert abs(np.mean(draws > 0) - 0.5) < 0.05
+        assert abs(np.mean(np.abs(draws) < width) - bridge) < 0.05
