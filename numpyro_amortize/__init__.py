@@ -13,7 +13,13 @@ from numpyro_amortize.densities import (
     SplineFlowDensity,
     StudentTDensity,
 )
-from numpyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
+from numpyro_amortize.embeddings import (
+    ImageEmbedding,
+    MLPEmbedding,
+    PerceiverEmbedding,
+    PlateEmbedding,
+    SequenceEmbedding,
+)
 from numpyro_amortize.fit import fit
 from numpyro_amortize.guides import AmortizedGuide, EnsembleGuide
 from numpyro_amortize.handlers import TruncatedPrior, add_path, fill_missing, truncated_prior
@@ -35,6 +41,7 @@ from numpyro_amortize.objectives import (
     WeightedELBO,
 )
 from numpyro_amortize.posterior import AmortizedPosterior, Posterior
+from numpyro_amortize.pretrain import pretrain
 from numpyro_amortize.refine import refine
 from numpyro_amortize.sequential import fit_sequential
 from numpyro_amortize.simulate import Simulations, simulate
@@ -59,11 +66,13 @@ __all__ = [
     "InfoELBO",
     "InverseLipschitzDecoder",
     "LowRankNormalDensity",
+    "MLPEmbedding",
     "Mixed",
     "MixtureDensity",
     "ModelStructure",
     "MultivariateNormalDensity",
     "NormalDensity",
+    "PerceiverEmbedding",
     "PlateEmbedding",
     "Posterior",
     "SelfConsistency",
@@ -81,6 +90,7 @@ __all__ = [
     "fill_missing",
     "fit",
     "fit_sequential",
+    "pretrain",
     "refine",
     "simulate",
     "truncated_prior",

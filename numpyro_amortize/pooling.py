@@ -71,6 +71,42 @@ class Pooling:
         rows = value if present is None else value * present
         return self._sum(level, rows) / jnp.maximum(self.counts[number], 1.0)
 
+    def attend(self, number: int, scores: Array, values: Array) -> Array:
+        """Means of features at the source of a level, weighed by a softmax over its rows.
+
+        Args:
+            number: The level.
+            scores: Logarithms of the weights, shape `(*source, num_heads, num_readers)`.
+            values: Shape `(*source, num_heads, size)`.
+
+        Returns:
+            Shape `(*level, num_readers, num_heads, size)`; zeros where no row is behind.
+        """
+        level = self.levels[number]
+        present, heads = self._present[level.source or 0], scores.shape[-2:]
+        flat = scores.reshape(*scores.shape[:-2], -1)
+        if present is not None:
+            flat = jnp.where(present > 0, flat, -1e30)
+        top = self._top(level, jax.lax.stop_gradient(flat))
+        plates = self.levels[level.source or 0].plates
+        weights = jnp.exp(flat - self.spread(top, level.plates, plates))
+        if present is not None:
+            weights = weights * present
+        total = jnp.maximum(self._sum(level, weights), 1e-30)
+        total = total.reshape(*total.shape[:-1], *heads)
+        if level.group is None:
+            axis = self._axis(str(level.plate))
+            rows = jnp.moveaxis(weights, axis, -2)
+            rows = rows.reshape(*rows.shape[:-1], *heads)
+            found = jnp.einsum("...nhr,...nhs->...rhs", rows, jnp.moveaxis(values, axis - 1, -3))
+            found = jnp.expand_dims(found, axis - 2)
+        else:
+            own = weights.reshape(*weights.shape[:-1], *heads)
+            each = jnp.einsum("...hr,...hs->...rhs", own, values)
+            found = self._sum(level, each.reshape(*each.shape[:-3], -1))
+            found = found.reshape(*found.shape[:-1], *each.shape[-3:])
+        return found / total.mT[..., None]
+
     def sum(self, number: int, value: Array) -> Array:
         """The sum of features at the source of a level over the rows behind each element."""
         return self._sum(self.levels[number], value)
@@ -126,6 +162,16 @@ class Pooling:
         index, size = self._indices[group.name], self._sizes[group.plate]
         sums = jax.ops.segment_sum(jnp.moveaxis(value, axis, 0), index, size)
         return jnp.swapaxes(jnp.moveaxis(sums, 0, axis), axis, self._axis(group.plate))
+
+    def _top(self, level: Level, value: Array) -> Array:
+        """The maximum over the rows behind each element of a level."""
+        axis = self._axis(str(level.plate))
+        if level.group is None:
+            return jnp.max(value, axis=axis, keepdims=True)
+        group = next(each for each in self._structure.groups if each.name == level.group)
+        index, size = self._indices[group.name], self._sizes[group.plate]
+        tops = jax.ops.segment_max(jnp.moveaxis(value, axis, 0), index, size)
+        return jnp.swapaxes(jnp.moveaxis(tops, 0, axis), axis, self._axis(group.plate))
 
     def _axis(self, plate: str) -> int:
         return self._structure.plates[plate].dim - 1

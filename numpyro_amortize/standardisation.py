@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +67,23 @@ class Standardisation:
                 start = end
             groups.append(group)
         return cls(*groups)
+
+    def with_times(self, names: Iterable[str]) -> Standardisation:
+        """The same with one location and scale for all steps of inputs that are times.
+
+        Args:
+            names: Names of these inputs.
+        """
+        inputs = dict(self.inputs)
+        for name in names:
+            if name in inputs:
+                loc, _ = inputs[name]
+                middle = loc.mean()
+                scale = ((loc - middle) ** 2).mean() ** 0.5
+                scale = jnp.where(scale > 0, scale, jnp.ones_like(scale))
+                shape = loc.shape
+                inputs[name] = jnp.broadcast_to(middle, shape), jnp.broadcast_to(scale, shape)
+        return replace(self, inputs=inputs)
 
 
 def standardisation_size(structure: ModelStructure) -> int:

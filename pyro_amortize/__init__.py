@@ -13,7 +13,13 @@ from pyro_amortize.densities import (
     SplineFlowDensity,
     StudentTDensity,
 )
-from pyro_amortize.embeddings import ImageEmbedding, PlateEmbedding, SequenceEmbedding
+from pyro_amortize.embeddings import (
+    ImageEmbedding,
+    MLPEmbedding,
+    PerceiverEmbedding,
+    PlateEmbedding,
+    SequenceEmbedding,
+)
 from pyro_amortize.fit import fit
 from pyro_amortize.guides import AmortizedGuide, EnsembleGuide
 from pyro_amortize.handlers import TruncatedPrior, add_path, fill_missing, truncated_prior
@@ -35,6 +41,7 @@ from pyro_amortize.objectives import (
     WeightedELBO,
 )
 from pyro_amortize.posterior import AmortizedPosterior, Posterior
+from pyro_amortize.pretrain import pretrain
 from pyro_amortize.refine import refine
 from pyro_amortize.sequential import fit_sequential
 from pyro_amortize.simulate import Simulations, simulate
@@ -59,11 +66,13 @@ __all__ = [
     "InfoELBO",
     "InverseLipschitzDecoder",
     "LowRankNormalDensity",
+    "MLPEmbedding",
     "Mixed",
     "MixtureDensity",
     "ModelStructure",
     "MultivariateNormalDensity",
     "NormalDensity",
+    "PerceiverEmbedding",
     "PlateEmbedding",
     "Posterior",
     "SelfConsistency",
@@ -81,6 +90,7 @@ __all__ = [
     "fill_missing",
     "fit",
     "fit_sequential",
+    "pretrain",
     "refine",
     "simulate",
     "truncated_prior",

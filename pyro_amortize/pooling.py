@@ -70,6 +70,38 @@ class Pooling:
         rows = value if present is None else value * present
         return self._sum(level, rows) / self.counts[number].clamp(min=1.0)
 
+    def attend(self, number: int, scores: Tensor, values: Tensor) -> Tensor:
+        """Means of features at the source of a level, weighed by a softmax over its rows.
+
+        Args:
+            number: The level.
+            scores: Logarithms of the weights, shape `(*source, num_heads, num_readers)`.
+            values: Shape `(*source, num_heads, size)`.
+
+        Returns:
+            Shape `(*level, num_readers, num_heads, size)`; zeros where no row is behind.
+        """
+        level = self.levels[number]
+        present, heads = self._present[level.source or 0], scores.shape[-2:]
+        flat = scores.flatten(-2)
+        if present is not None:
+            flat = torch.where(present > 0, flat, -1e30)
+        top = self._top(level, flat.detach())
+        plates = self.levels[level.source or 0].plates
+        weights = torch.exp(flat - self.spread(top, level.plates, plates))
+        if present is not None:
+            weights = weights * present
+        total = self._sum(level, weights).clamp(min=1e-30).unflatten(-1, heads)
+        if level.group is None:
+            axis = self._axis(str(level.plate))
+            rows = weights.movedim(axis, -2).unflatten(-1, heads)
+            found = torch.einsum("...nhr,...nhs->...rhs", rows, values.movedim(axis - 1, -3))
+            found = found.unsqueeze(axis - 2)
+        else:
+            each = torch.einsum("...hr,...hs->...rhs", weights.unflatten(-1, heads), values)
+            found = self._sum(level, each.flatten(-3)).unflatten(-1, each.shape[-3:])
+        return found / total.mT[..., None]
+
     def sum(self, number: int, value: Tensor) -> Tensor:
         """The sum of features at the source of a level over the rows behind each element."""
         return self._sum(self.levels[number], value)
@@ -127,6 +159,18 @@ class Pooling:
         shape[axis] = self._sizes[group.plate]
         sums = value.new_zeros(shape).index_add(axis, self._indices[group.name], value)
         return sums.transpose(axis, self._axis(group.plate))
+
+    def _top(self, level: Level, value: Tensor) -> Tensor:
+        """The maximum over the rows behind each element of a level."""
+        axis = self._axis(str(level.plate))
+        if level.group is None:
+            return value.amax(axis, keepdim=True)
+        group = next(each for each in self._structure.groups if each.name == level.group)
+        shape, along = list(value.shape), [1] * value.ndim
+        shape[axis], along[axis] = self._sizes[group.plate], -1
+        index = self._indices[group.name].reshape(along).expand(value.shape)
+        tops = value.new_full(shape, -1e30).scatter_reduce(axis, index, value, "amax")
+        return tops.transpose(axis, self._axis(group.plate))
 
     def _axis(self, plate: str) -> int:
         return self._structure.plates[plate].dim - 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,22 @@ class Standardisation:
             for pair in group.values()
         ]
         return torch.cat([array.reshape(-1) for pair in pairs for array in pair])
+
+    def with_times(self, names: Iterable[str]) -> Standardisation:
+        """The same with one location and scale for all steps of inputs that are times.
+
+        Args:
+            names: Names of these inputs.
+        """
+        inputs = dict(self.inputs)
+        for name in names:
+            if name in inputs:
+                loc, _ = inputs[name]
+                middle = loc.mean()
+                scale = ((loc - middle) ** 2).mean() ** 0.5
+                scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+                inputs[name] = middle.expand(loc.shape), scale.expand(loc.shape)
+        return replace(self, inputs=inputs)
 
     @classmethod
     def from_vector(cls, structure: ModelStructure, vector: Tensor) -> Standardisation:

@@ -23,6 +23,8 @@ _CONJUGATE = PROBLEMS["conjugate_normal"]
 _SCALE = PROBLEMS["normal_unknown_scale"]
 _SIGN = PROBLEMS["two_mode_sign"]
 _PARABOLA = PROBLEMS["parabola"]
+_SLOPES = PROBLEMS["slopes"]
+_CONTAMINATED = PROBLEMS["contaminated_normal"]
 _BETA = PROBLEMS["beta_binomial"]
 _GROUPS = PROBLEMS["hierarchical_normal"]
 _SERIES = PROBLEMS["autoregression"]
@@ -95,6 +97,22 @@ def panels(weight, y=None):
         numpyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=y)
 
 
+def set_as_an_event(is_there, x=None):
+    """Up to 64 exchangeable numbers as one event."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    steps = dist.Normal(z[..., None] + jnp.zeros(64), 1.0)
+    numpyro.sample("x", steps.mask(is_there).to_event(1), obs=x)
+
+
+def slopes(times, is_there=None, y=None):
+    """Series at times of their own, each with its own slope; steps may be hidden."""
+    with numpyro.plate("rows", len(times), dim=-1):
+        slope = numpyro.sample("slope", dist.Normal(0.0, 1.0))
+        steps = dist.Normal(slope[..., None] * times, _SLOPES.noise)
+        steps = steps if is_there is None else steps.mask(is_there)
+        numpyro.sample("y", steps.to_event(1), obs=y)
+
+
 def blob_image(y=None):
     """One image is one event."""
     z = numpyro.sample("z", dist.Normal(0.0, _BLOB.spread).expand([2]).to_event(1))
@@ -108,6 +126,16 @@ def blob_image(y=None):
 def two_mode_sign(x=None):
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
     numpyro.sample("x", dist.Normal(z**2, _SIGN.noise), obs=x)
+
+
+def contaminated_normal(x=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    fraction = jnp.array([1 - _CONTAMINATED.fraction, _CONTAMINATED.fraction])
+    scales = jnp.array([_CONTAMINATED.spread, _CONTAMINATED.wide])
+    parts = dist.Normal(jnp.stack([z, jnp.zeros_like(z)], -1), scales)
+    with numpyro.plate("rows", _CONTAMINATED.num_rows):
+        mixture = dist.MixtureSameFamily(dist.Categorical(fraction), parts)
+        numpyro.sample("x", mixture, obs=x)
 
 
 def parabola(x=None):

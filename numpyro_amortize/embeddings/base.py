@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import equinox as eqx
 from jax import Array
@@ -61,6 +61,27 @@ class Embedding(ABC):
             f"is for each position; pass embedding={{'{site}': SequenceEmbedding()}}, or a mask "
             "for each event"
         )
+
+    def for_latents(self, num_values: int) -> Embedding:
+        """The embedding with the sizes that are left to the model.
+
+        Args:
+            num_values: Number of unconstrained latent values: all sites, one element of each
+                plate.
+        """
+        return self
+
+    def for_inputs(
+        self, site: str, event_shape: tuple[int, ...], places: Mapping[str, tuple[int, int]]
+    ) -> Embedding:
+        """The embedding that knows where each covariate is in what it gets.
+
+        Args:
+            site: Name of the observed site.
+            event_shape: Its event shape.
+            places: For each input its start and its number of values, after the event.
+        """
+        return self
 
     @abstractmethod
     def context_sizes(

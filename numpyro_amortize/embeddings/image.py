@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import equinox as eqx
@@ -10,17 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
-from numpyro_amortize.embeddings.pooled_features import (
-    EventFeatures,
-    build_pooled_features,
-    pooled_sizes,
-)
+from numpyro_amortize.embeddings.pooled_embedding import PooledEmbedding, check_sizes
+from numpyro_amortize.embeddings.pooled_features import EventFeatures
 from numpyro_amortize.networks import Convolution
 
 
 @dataclass(frozen=True)
-class ImageEmbedding(Embedding):
+class ImageEmbedding(PooledEmbedding):
     """A small residual network on each image, then plates pooled as in `PlateEmbedding`.
 
     Residual blocks of 3 x 3 convolutions, the resolution halved between them, on the image
@@ -32,13 +27,15 @@ class ImageEmbedding(Embedding):
     Use it for an observed site whose event is one image, shape `(H, W)` or `(C, H, W)`.
 
     Args:
-        feature_dim: Number of features per event and per pooled set.
+        feature_dim: Number of features per event and per pooled set; chosen from the number of
+            latents if None, from 32 to 128.
         num_channels: Width of the convolutions.
         num_blocks: Number of residual blocks; the resolution is halved after all but the last.
-        hidden_dims: Widths of the hidden layers of all other networks.
+        hidden_dims: Widths of the hidden layers of all other networks; if None two layers of
+            twice `feature_dim`, at least 64.
 
     Raises:
-        ValueError: At set-up, if the event is no image.
+        ValueError: If a size is below 1, or, at set-up, if the event is no image.
 
     Example:
         >>> ImageEmbedding(feature_dim=4).context_sizes((3, 8, 8), 0, [0])
@@ -49,29 +46,31 @@ class ImageEmbedding(Embedding):
         for the coordinates.
     """
 
-    feature_dim: int = 32
+    feature_dim: int | None = None
     num_channels: int = 32
     num_blocks: int = 2
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: tuple[int, ...] | None = None
 
-    def build(
-        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int], rng_key: Array
-    ) -> EmbeddingNetwork:
-        """Build the networks for one observed site."""
-        layout = _image_layout(event_shape)
-        own = jax.random.fold_in(rng_key, 0)
-        network = ImageConvolutions(layout[0], self.num_channels, self.num_blocks, rng_key=own)
-        event = EventFeatures(network, layout, 0, 2 * self.num_channels)
-        return build_pooled_features(
-            self.feature_dim, self.hidden_dims, num_inputs, sources, event, rng_key=rng_key
+    def __post_init__(self) -> None:
+        check_sizes(
+            "ImageEmbedding",
+            feature_dim=self.feature_dim,
+            num_channels=self.num_channels,
+            num_blocks=self.num_blocks,
+            hidden_dims=self.hidden_dims,
         )
 
-    def context_sizes(
-        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
-    ) -> tuple[int, ...]:
-        """Number of context features at every level."""
-        num_skipped = 2 * _image_layout(event_shape)[0] + num_inputs
-        return pooled_sizes(self.feature_dim, num_skipped, sources)
+    def event_features(
+        self, event_shape: tuple[int, ...], feature_dim: int, rng_key: Array
+    ) -> EventFeatures:
+        """The network on whole events, with what skips it."""
+        layout = _image_layout(event_shape)
+        network = ImageConvolutions(layout[0], self.num_channels, self.num_blocks, rng_key=rng_key)
+        return EventFeatures(network, layout, 0, 2 * self.num_channels)
+
+    def num_skipped(self, event_shape: tuple[int, ...]) -> int:
+        """Number of values of an event that skip its network."""
+        return 2 * _image_layout(event_shape)[0]
 
 
 class ImageConvolutions(eqx.Module):

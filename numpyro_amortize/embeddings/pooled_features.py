@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy as np
 from jax import Array
 
 from numpyro_amortize.embeddings.base import EmbeddingNetwork
+from numpyro_amortize.embeddings.set_attention import SetAttention
 from numpyro_amortize.networks import StackedMLP
 from numpyro_amortize.pooling import Pooling, join_features
 
+_BEFORE = -1e30  # earlier than any time
 _SPREAD_FLOOR = 1e-2  # in units of the prior predictive spread
 _MOST_IN_PAIRS = 8  # values of one event and its inputs
 
@@ -34,6 +36,8 @@ class EventFeatures(eqx.Module):
         num_features: Number of features that the network gives.
         has_mask: Whether the values of a series are followed by which of them are there. The
             network then gets the mask as further channels, and which steps are there.
+        times_at: Start of the times of the steps of a series in the inputs, or None. The network
+            then gets the time and the time since the step before as further channels.
     """
 
     network: eqx.Module
@@ -41,6 +45,7 @@ class EventFeatures(eqx.Module):
     channel_axis: int | None = eqx.field(static=True)
     num_features: int = eqx.field(static=True)
     has_mask: bool = eqx.field(static=True, default=False)
+    times_at: int | None = eqx.field(static=True, default=None)
 
     @property
     def size(self) -> int:
@@ -48,25 +53,43 @@ class EventFeatures(eqx.Module):
         return math.prod(self.layout) * (2 if self.has_mask else 1)
 
     @property
+    def num_times(self) -> int:
+        """Number of inputs that are times of steps."""
+        return 0 if self.times_at is None else self.layout[0]
+
+    @property
     def num_moments(self) -> int:
         """Number of values that skip the network."""
         return 2 * (1 if self.channel_axis is None else self.layout[self.channel_axis])
 
-    def __call__(self, values: Array) -> tuple[Array, Array]:
+    def split(self, values: Array) -> tuple[Array, Array | None, Array]:
+        """The event with its mask, the times of its steps or None, and all other inputs."""
+        event, inputs = values[..., : self.size], values[..., self.size :]
+        if self.times_at is None:
+            return event, None, inputs
+        end = self.times_at + self.num_times
+        others = [inputs[..., : self.times_at], inputs[..., end:]]
+        return event, inputs[..., self.times_at : end], jnp.concatenate(others, axis=-1)
+
+    def __call__(self, values: Array, times: Array | None = None) -> tuple[Array, Array]:
         """Features and moments of flattened events.
 
         Args:
             values: Shape `(*batch, size)`, standardised.
+            times: Times of the steps, shape `(*batch, num_times)`, standardised; or None.
 
         Returns:
             Shapes `(*batch, num_features)` and `(*batch, num_moments)`.
         """
         batch = values.shape[:-1]
         if self.has_mask:
-            return self._masked(values)
+            return self._masked(values, times)
         events = values.reshape(-1, *self.layout)
         network: Any = self.network
-        features = jax.vmap(network)(jnp.arcsinh(events))
+        read = jnp.arcsinh(events)
+        if times is not None:
+            read = jnp.concatenate([read, _time_channels(times.reshape(len(read), -1))], axis=-1)
+        features = jax.vmap(network)(read)
         if self.channel_axis is None:
             channels = events[:, None]
         else:
@@ -78,19 +101,33 @@ class EventFeatures(eqx.Module):
         moments = jnp.concatenate([mean, spread], axis=-1)
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
 
-    def _masked(self, values: Array) -> tuple[Array, Array]:
+    def _masked(self, values: Array, times: Array | None) -> tuple[Array, Array]:
         """The same for series whose values are followed by which of them are there."""
         batch = values.shape[:-1]
         events, mask = (part.reshape(-1, *self.layout) for part in jnp.split(values, 2, axis=-1))
         read = jnp.concatenate([jnp.arcsinh(events), mask], axis=-1)
+        present = jnp.max(mask, axis=-1) > 0
+        if times is not None:
+            channels = _time_channels(times.reshape(len(read), -1), present)
+            read = jnp.concatenate([read, channels], axis=-1)
         network: Any = self.network
-        features = jax.vmap(network)(read, jnp.max(mask, axis=-1) > 0)
+        features = jax.vmap(network)(read, present)
         counts = jnp.maximum(jnp.sum(mask, axis=1), 1.0)
         mean = jnp.sum(events * mask, axis=1) / counts
         square = mask * (events - mean[:, None]) ** 2
         spread = jnp.sqrt(jnp.sum(square, axis=1) / counts + 1e-12)
         moments = jnp.concatenate([mean, spread], axis=-1)
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
+
+
+def _time_channels(times: Array, present: Array | None = None) -> Array:
+    """Each step's time and the time since the last step before that is there, squashed."""
+    shown = times if present is None else jnp.where(present, times, _BEFORE)
+    latest = jax.lax.cummax(shown, axis=shown.ndim - 1)
+    previous = jnp.concatenate([jnp.full_like(times[:, :1], _BEFORE), latest[:, :-1]], axis=-1)
+    gap = jnp.where(previous > _BEFORE, times - previous, 0.0) * times.shape[-1]
+    channels = jnp.stack([jnp.arcsinh(times), jnp.arcsinh(gap)], axis=-1)
+    return channels if present is None else jnp.where(present[..., None], channels, 0.0)
 
 
 class PooledFeatures(EmbeddingNetwork):
@@ -101,20 +138,29 @@ class PooledFeatures(EmbeddingNetwork):
         pooled: One network for each level but the first.
         exchanges: One network for each round in which the events read what has been pooled.
         event: A network on whole events; None if `features` reads their values.
+        attention: What pools features to each level but the first; means if there is none.
+        num_values: Number of values of one event with its inputs.
     """
 
     features: StackedMLP
     pooled: list[StackedMLP]
     exchanges: list[StackedMLP]
-    event: EventFeatures | None = None
+    event: EventFeatures | None
+    attention: list[SetAttention]
+    num_values: int = eqx.field(static=True)
 
     def __call__(self, values: Array, pooling: Pooling) -> list[Array]:
         """Contexts at every level."""
+        if values.shape[-1] != self.num_values:
+            raise ValueError(
+                f"embedding: expected {self.num_values} values for each event with its inputs, as "
+                f"at set-up, got {values.shape[-1]}; set up a guide for events of this shape"
+            )
         if self.event is None:
             read = jnp.arcsinh(values)
         else:
-            extracted, moments = self.event(values[..., : self.event.size])
-            inputs = values[..., self.event.size :]
+            event, times, inputs = self.event.split(values)
+            extracted, moments = self.event(event, times)
             values = join_features([moments, inputs])
             read = join_features([extracted, jnp.arcsinh(inputs)])
         squashed = jnp.arcsinh(values)
@@ -135,7 +181,11 @@ class PooledFeatures(EmbeddingNetwork):
         """Features at every level, a network after each pooling."""
         levels = [features]
         for number, network in enumerate(self.pooled, start=1):
-            pooled = pooling.mean(number, levels[pooling.levels[number].source or 0])
+            source = levels[pooling.levels[number].source or 0]
+            if self.attention:
+                pooled = self.attention[number - 1](source, number, pooling)
+            else:
+                pooled = pooling.mean(number, source)
             levels.append(network(join_features([pooled, skipped[number]]), 0))
         return levels
 
@@ -195,6 +245,7 @@ def build_pooled_features(
     event: EventFeatures | None = None,
     *,
     num_rounds: int = 3,
+    attention: Callable[[Array], SetAttention] | None = None,
     rng_key: Array,
 ) -> PooledFeatures:
     """The networks of one observed site.
@@ -206,6 +257,7 @@ def build_pooled_features(
         sources: For each level but the first the number of the level that it pools.
         event: A network on whole events, or None.
         num_rounds: Rounds of exchange where plates cross.
+        attention: Makes what pools features to a level, from a key; means if None.
         rng_key: Key of the initial weights.
 
     Returns:
@@ -216,6 +268,7 @@ def build_pooled_features(
     sizes = pooled_sizes(feature_dim, num_skipped, sources)
     is_crossed = len(set(sources)) < len(sources)
     keys = iter(jax.random.split(rng_key, len(sizes) + num_rounds))
+    own_keys = jax.random.split(jax.random.fold_in(rng_key, 1), len(sizes))
 
     def network(in_size: int) -> StackedMLP:
         return StackedMLP(1, in_size, hidden_dims, feature_dim, rng_key=next(keys))
@@ -224,4 +277,6 @@ def build_pooled_features(
     pooled = [network(size) for size in sizes[1:]]
     seen = num_skipped + feature_dim * len(sizes)
     exchanges = [network(seen) for _ in range(num_rounds if is_crossed else 0)]
-    return PooledFeatures(features, pooled, exchanges, event)
+    num_all = num_values if event is None else num_values + event.size + event.num_times
+    pools = [attention(key) for key in own_keys[1:]] if attention else []
+    return PooledFeatures(features, pooled, exchanges, event, pools, num_all)

@@ -31,6 +31,7 @@ from numpyro_amortize.guides.specifications import (
     check_specifications,
     resolve_densities,
     resolve_embeddings,
+    time_inputs,
 )
 from numpyro_amortize.guides.steps import SiteSteps
 from numpyro_amortize.guides.weights import NamedWeights, model_at
@@ -179,7 +180,8 @@ class AmortizedGuide:
         )
         model = keep_constants(self.model, structure.constants)
         self.setup_call = (args, kwargs)
-        self.build(structure, measure(model, structure, calls))
+        times = time_inputs(self.specifications(structure)[0]).values()
+        self.build(structure, measure(model, structure, calls).with_times(times))
         return self
 
     def build(self, structure: ModelStructure, standardisation: Standardisation) -> None:
@@ -288,7 +290,10 @@ class AmortizedGuide:
         """
         check_call(self.model, self.structure, args, kwargs, self.sizes, rows)
         given = self._observations if observations is None else observations
-        return read_observations(self.model, self.structure, args, kwargs, given, rows, batch_dims)
+        times = time_inputs(self.specifications(self.structure)[0])
+        return read_observations(
+            self.model, self.structure, args, kwargs, given, rows, batch_dims, times
+        )
 
     def draw(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro
 from jax import Array
 
@@ -18,7 +19,7 @@ from numpyro_amortize.arguments import (
     read_settings,
 )
 from numpyro_amortize.checks import read_data_and_sizes
-from numpyro_amortize.covariates import check_inputs_finite, input_values
+from numpyro_amortize.covariates import check_inputs_finite, check_times, input_values
 from numpyro_amortize.missing import check_masks, check_padding, mark_missing
 from numpyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from numpyro_amortize.structure import ModelStructure
@@ -77,6 +78,7 @@ def read_observations(
     given: Mapping[str, Any] | None,
     rows: Mapping[str, Array] | None,
     batch_dims: int,
+    times: Mapping[str, str],
 ) -> dict[str, Array]:
     """The data of a call: given, or read by tracing the model; NaN where values are missing.
 
@@ -88,13 +90,14 @@ def read_observations(
         given: Data by site, or None.
         rows: For each subsampled plate the indices of its rows in this call, or None.
         batch_dims: Number of leading axes of data sets.
+        times: For each observed site with times the input that has them.
 
     Returns:
         Value of each observed site.
 
     Raises:
-        ValueError: If a site has no data, or data of a wrong shape, type or value; or if the
-            rows of a subsampled plate are not known.
+        ValueError: If a site has no data, or data of a wrong shape, type or value; if the rows
+            of a subsampled plate are not known, or if times decrease.
     """
     if structure.subsampled and (rows is None or given is not None):
         for plate, (size, num_rows) in subsample_sizes(model, args, kwargs).items():
@@ -119,7 +122,11 @@ def read_observations(
     check_masks(structure, arguments, checked, batch_dims)
     if given is None:  # a bound of the host would see them
         check_padding(structure, checked)
-    return mark_missing(structure, arguments, checked)
+    marked = mark_missing(structure, arguments, checked)
+    if times:
+        values = input_values(model, args, kwargs, structure.inputs, rows)
+        _check_times(structure, values, marked, times)
+    return marked
 
 
 def read_call(
@@ -195,3 +202,19 @@ def host_params(
         for name, site in trace.items()
         if site["type"] == "param"
     }
+
+
+def _check_times(
+    structure: ModelStructure,
+    inputs: Mapping[str, Array],
+    observations: Mapping[str, Array],
+    times: Mapping[str, str],
+) -> None:
+    """Raise a ValueError if the times of a series decrease where its steps are there."""
+    for name, given in times.items():
+        if observations.get(name) is None:
+            continue
+        there = ~jnp.isnan(observations[name])
+        if len(structure.site(name).event_shape) == 2:
+            there = there.any(-1)
+        check_times({given: inputs[given]}, {given: there})

@@ -417,22 +417,24 @@ def build_chain(
         The chain with its initial weights.
     """
     networks = []
+    num_latents = sum(structure.unconstrained_size(latent) for latent in structure.latents)
     level_sizes: dict[str, tuple[int, ...]] = {}
     for site in structure.observed:
         rng_key, own = jax.random.split(rng_key)
-        num_inputs = sum(
-            math.prod(item.event_shape)
-            for item in structure.inputs
-            if structure.is_over(site, item.plates)
-        )
+        has_positions = structure.has_positions(site.name)
+        num_inputs = 0 if has_positions else structure.mask_size(site.name)  # if the event is there
         for other in structure.companions(site):
             num_inputs += math.prod(other.event_shape) + structure.mask_size(other.name)
+        places: dict[str, tuple[int, int]] = {}
+        for item in structure.inputs:
+            if structure.is_over(site, item.plates):
+                places[item.name] = num_inputs, math.prod(item.event_shape)
+                num_inputs += places[item.name][1]
         sources = [level.source or 0 for level in structure.levels(site)[1:]]
-        embedding = embeddings[site.name]
-        if structure.has_positions(site.name):
+        embedding = embeddings[site.name].for_latents(num_latents)
+        embedding = embedding.for_inputs(site.name, site.event_shape, places)
+        if has_positions:
             embedding = embedding.for_masked_events(site.name)
-        else:
-            num_inputs += structure.mask_size(site.name)  # whether the event is there
         networks.append(embedding.build(site.event_shape, num_inputs, sources, own))
         level_sizes[site.name] = embedding.context_sizes(site.event_shape, num_inputs, sources)
     by_key: dict[Any, list[str]] = {}

@@ -6,21 +6,21 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from pyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
-from pyro_amortize.embeddings.pooled_features import (
-    EventFeatures,
-    build_pooled_features,
-    pooled_sizes,
-)
+from pyro_amortize.attention import check_heads
+from pyro_amortize.embeddings.base import EmbeddingNetwork
+from pyro_amortize.embeddings.pooled_embedding import PooledEmbedding, check_sizes
+from pyro_amortize.embeddings.pooled_features import EventFeatures, build_pooled_features
+from pyro_amortize.embeddings.set_attention import SetAttention
 
 
 @dataclass(frozen=True)
-class PlateEmbedding(Embedding):
+class PlateEmbedding(PooledEmbedding):
     """Deep sets that follow the plates of the model.
 
     One network maps every event to features. Plates are then pooled one at a time: the mean
@@ -31,6 +31,12 @@ class PlateEmbedding(Embedding):
     event then reads what has been pooled for its row, its column and the whole, and all is
     pooled again, `num_rounds` times.
 
+    With `pooling="attention"` the features are not averaged but pooled by induced set attention:
+    rows read each other through inducing points before a learned reader weighs them, which finds
+    what hangs on several rows at once, such as the largest, an outlier or a cluster. It costs
+    rows times `num_inducing`. Moments and counts, which attention does not see, are pooled beside
+    it as before. Take it when the plain mean is not enough.
+
     Your own network can read the events: a `torch.nn.Module` that maps `(rows, *event_shape)`
     to `(rows, features)`, or a function `(event_shape, feature_dim) -> module`. It gets the
     standardised event after `asinh`, and what skips it is the mean and the spread of the
@@ -38,13 +44,20 @@ class PlateEmbedding(Embedding):
     batch statistics would mix them. To load a saved guide, pass the embedding again.
 
     Args:
-        feature_dim: Number of features per event and per pooled set.
-        hidden_dims: Widths of the hidden layers.
+        feature_dim: Number of features per event and per pooled set; chosen from the number of
+            latents if None, from 32 to 128.
+        hidden_dims: Widths of the hidden layers; if None two layers of twice `feature_dim`, at
+            least 64.
         num_rounds: Rounds of exchange between crossed plates.
         event_network: Your own network for one event, or a function that makes it.
+        pooling: `"mean"` or `"attention"`, of the features.
+        num_heads: Heads of the attention, a divisor of `feature_dim`.
+        num_inducing: Inducing points of each of its blocks.
+        num_blocks: Blocks in which rows read each other.
 
     Raises:
-        ValueError: If `num_rounds` is negative.
+        ValueError: If `num_rounds` is negative, a size below 1 or `pooling` another word, or, at
+            set-up, if the heads do not divide the features.
         TypeError: At set-up, if `event_network` is or makes something else.
         ValueError: At set-up, if its features have another shape.
 
@@ -53,41 +66,67 @@ class PlateEmbedding(Embedding):
         (6, 10)
 
     References:
-        Zaheer et al. (2017), arXiv:1703.06114, eq. 4.
+        Zaheer et al. (2017), arXiv:1703.06114, eq. 4; Lee et al. (2019), arXiv:1810.00825, for
+        the attention.
     """
 
-    feature_dim: int = 32
-    hidden_dims: tuple[int, ...] = (64, 64)
+    feature_dim: int | None = None
+    hidden_dims: tuple[int, ...] | None = None
     num_rounds: int = 3
     event_network: nn.Module | Callable[..., Any] | None = None
+    pooling: Literal["mean", "attention"] = "mean"
+    num_heads: int = 4
+    num_inducing: int = 16
+    num_blocks: int = 2
 
     def __post_init__(self) -> None:
         if self.num_rounds < 0:
             raise ValueError(f"num_rounds: expected 0 or more, got {self.num_rounds}")
+        if self.pooling not in ("mean", "attention"):
+            raise ValueError(
+                "PlateEmbedding: expected pooling='mean' or pooling='attention', got "
+                f"pooling={self.pooling!r}; choose one of the two"
+            )
+        check_sizes(
+            "PlateEmbedding",
+            feature_dim=self.feature_dim,
+            hidden_dims=self.hidden_dims,
+            num_heads=self.num_heads,
+            num_inducing=self.num_inducing,
+            num_blocks=self.num_blocks,
+        )
 
     def build(
         self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
     ) -> EmbeddingNetwork:
         """Build the networks for one observed site."""
+        feature_dim, hidden_dims = self.own_sizes()
         event, num_values = None, math.prod(event_shape) + num_inputs
         if self.event_network is not None:
-            event = _users_network(self.event_network, event_shape, self.feature_dim)
+            event = self.event_features(event_shape, feature_dim)
             num_values = num_inputs
+        attention = None
+        if self.pooling == "attention":
+            check_heads("PlateEmbedding: feature_dim", feature_dim, self.num_heads)
+            sizes = feature_dim, self.num_heads, self.num_inducing, self.num_blocks
+            attention = partial(SetAttention, *sizes)
         return build_pooled_features(
-            self.feature_dim,
-            self.hidden_dims,
+            feature_dim,
+            hidden_dims,
             num_values,
             sources,
             event,
             num_rounds=self.num_rounds,
+            attention=attention,
         )
 
-    def context_sizes(
-        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
-    ) -> tuple[int, ...]:
-        """Number of context features at every level."""
-        num_skipped = 2 if self.event_network is not None else math.prod(event_shape)
-        return pooled_sizes(self.feature_dim, num_skipped + num_inputs, sources)
+    def event_features(self, event_shape: tuple[int, ...], feature_dim: int) -> EventFeatures:
+        """The user's network on whole events, with what skips it."""
+        return _users_network(self.event_network, event_shape, feature_dim)
+
+    def num_skipped(self, event_shape: tuple[int, ...]) -> int:
+        """Number of values of an event that skip its network, or go on without one."""
+        return 2 if self.event_network is not None else math.prod(event_shape)
 
 
 def _users_network(given: Any, event_shape: tuple[int, ...], feature_dim: int) -> EventFeatures:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_amortize.embeddings.base import EmbeddingNetwork
+from pyro_amortize.embeddings.set_attention import SetAttention
 from pyro_amortize.networks import StackedMLP
 from pyro_amortize.pooling import Pooling, join_features
 
+_BEFORE = -1e30  # earlier than any time
 _SPREAD_FLOOR = 1e-2  # in units of the prior predictive spread
 _MOST_IN_PAIRS = 8  # values of one event and its inputs
 
@@ -31,6 +33,8 @@ class EventFeatures(nn.Module):
         num_features: Number of features that the network gives.
         has_mask: Whether the values of a series are followed by which of them are there. The
             network then gets the mask as further channels, and which steps are there.
+        times_at: Start of the times of the steps of a series in the inputs, or None. The network
+            then gets the time and the time since the step before as further channels.
     """
 
     def __init__(
@@ -40,9 +44,10 @@ class EventFeatures(nn.Module):
         channel_axis: int | None,
         num_features: int,
         has_mask: bool = False,  # noqa: FBT001, FBT002
+        times_at: int | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.has_mask = network, has_mask
+        self.network, self.has_mask, self.times_at = network, has_mask, times_at
         self.layout, self.channel_axis, self.num_features = layout, channel_axis, num_features
 
     @property
@@ -51,24 +56,42 @@ class EventFeatures(nn.Module):
         return math.prod(self.layout) * (2 if self.has_mask else 1)
 
     @property
+    def num_times(self) -> int:
+        """Number of inputs that are times of steps."""
+        return 0 if self.times_at is None else self.layout[0]
+
+    @property
     def num_moments(self) -> int:
         """Number of values that skip the network."""
         return 2 * (1 if self.channel_axis is None else self.layout[self.channel_axis])
 
-    def forward(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """The event with its mask, the times of its steps or None, and all other inputs."""
+        event, inputs = values[..., : self.size], values[..., self.size :]
+        if self.times_at is None:
+            return event, None, inputs
+        end = self.times_at + self.num_times
+        others = [inputs[..., : self.times_at], inputs[..., end:]]
+        return event, inputs[..., self.times_at : end], torch.cat(others, -1)
+
+    def forward(self, values: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features and moments of flattened events.
 
         Args:
             values: Shape `(*batch, size)`, standardised.
+            times: Times of the steps, shape `(*batch, num_times)`, standardised; or None.
 
         Returns:
             Shapes `(*batch, num_features)` and `(*batch, num_moments)`.
         """
         batch = values.shape[:-1]
         if self.has_mask:
-            return self._masked(values)
+            return self._masked(values, times)
         events = values.reshape(-1, *self.layout)
-        features = self.network(torch.asinh(events))
+        read = torch.asinh(events)
+        if times is not None:
+            read = torch.cat([read, _time_channels(times.reshape(len(read), -1))], -1)
+        features = self.network(read)
         if self.channel_axis is None:
             channels = events[:, None]
         else:
@@ -79,17 +102,31 @@ class EventFeatures(nn.Module):
         moments = torch.cat([mean, spread], -1)
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
 
-    def _masked(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _masked(self, values: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
         """The same for series whose values are followed by which of them are there."""
         batch = values.shape[:-1]
         events, mask = (part.reshape(-1, *self.layout) for part in values.chunk(2, -1))
         read = torch.cat([torch.asinh(events), mask], -1)
-        features = self.network(read, mask.amax(-1) > 0)
+        present = mask.amax(-1) > 0
+        if times is not None:
+            channels = _time_channels(times.reshape(len(read), -1), present)
+            read = torch.cat([read, channels], -1)
+        features = self.network(read, present)
         counts = mask.sum(1).clamp(min=1.0)
         mean = (events * mask).sum(1) / counts
         spread = torch.sqrt((mask * (events - mean[:, None]) ** 2).sum(1) / counts + 1e-12)
         moments = torch.cat([mean, spread], -1)
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
+
+
+def _time_channels(times: Tensor, present: Tensor | None = None) -> Tensor:
+    """Each step's time and the time since the last step before that is there, squashed."""
+    shown = times if present is None else torch.where(present, times, _BEFORE)
+    latest = torch.cummax(shown, -1).values
+    previous = torch.cat([torch.full_like(times[:, :1], _BEFORE), latest[:, :-1]], -1)
+    gap = torch.where(previous > _BEFORE, times - previous, 0.0) * times.shape[-1]
+    channels = torch.stack([torch.asinh(times), torch.asinh(gap)], -1)
+    return channels if present is None else torch.where(present[..., None], channels, 0.0)
 
 
 class PooledFeatures(EmbeddingNetwork):
@@ -100,6 +137,8 @@ class PooledFeatures(EmbeddingNetwork):
         pooled: One network for each level but the first.
         exchanges: One network for each round in which the events read what has been pooled.
         event: A network on whole events; None if `features` reads their values.
+        attention: What pools features to each level but the first; means if there is none.
+        num_values: Number of values of one event with its inputs.
     """
 
     def __init__(
@@ -107,21 +146,29 @@ class PooledFeatures(EmbeddingNetwork):
         features: StackedMLP,
         pooled: Sequence[StackedMLP],
         exchanges: Sequence[StackedMLP],
-        event: EventFeatures | None = None,
+        event: EventFeatures | None,
+        attention: Sequence[SetAttention],
+        num_values: int,
     ) -> None:
         super().__init__()
         self.features = features
         self.pooled = nn.ModuleList(pooled)
         self.exchanges = nn.ModuleList(exchanges)
-        self.event = event
+        self.event, self.num_values = event, num_values
+        self.attention = nn.ModuleList(attention)
 
     def forward(self, values: Tensor, pooling: Pooling) -> list[Tensor]:
         """Contexts at every level."""
+        if values.shape[-1] != self.num_values:
+            raise ValueError(
+                f"embedding: expected {self.num_values} values for each event with its inputs, as "
+                f"at set-up, got {values.shape[-1]}; set up a guide for events of this shape"
+            )
         if self.event is None:
             read = torch.asinh(values)
         else:
-            extracted, moments = self.event(values[..., : self.event.size])
-            inputs = values[..., self.event.size :]
+            event, times, inputs = self.event.split(values)
+            extracted, moments = self.event(event, times)
             values = join_features([moments, inputs])
             read = join_features([extracted, torch.asinh(inputs)])
         squashed = torch.asinh(values)
@@ -142,7 +189,11 @@ class PooledFeatures(EmbeddingNetwork):
         """Features at every level, a network after each pooling."""
         levels = [features]
         for number, network in enumerate(self.pooled, start=1):
-            pooled = pooling.mean(number, levels[pooling.levels[number].source or 0])
+            source = levels[pooling.levels[number].source or 0]
+            if self.attention:
+                pooled = self.attention[number - 1](source, number, pooling)
+            else:
+                pooled = pooling.mean(number, source)
             levels.append(network(join_features([pooled, skipped[number]]), 0))
         return levels
 
@@ -204,6 +255,7 @@ def build_pooled_features(
     event: EventFeatures | None = None,
     *,
     num_rounds: int = 3,
+    attention: Callable[[], SetAttention] | None = None,
 ) -> PooledFeatures:
     """The networks of one observed site.
 
@@ -214,6 +266,7 @@ def build_pooled_features(
         sources: For each level but the first the number of the level that it pools.
         event: A network on whole events, or None.
         num_rounds: Rounds of exchange where plates cross.
+        attention: Makes what pools features to a level; means if None.
 
     Returns:
         The networks.
@@ -230,4 +283,6 @@ def build_pooled_features(
     pooled = [network(size) for size in sizes[1:]]
     seen = num_skipped + feature_dim * len(sizes)
     exchanges = [network(seen) for _ in range(num_rounds if is_crossed else 0)]
-    return PooledFeatures(features, pooled, exchanges, event)
+    num_all = num_values if event is None else num_values + event.size + event.num_times
+    pools = [attention() for _ in pooled] if attention else []
+    return PooledFeatures(features, pooled, exchanges, event, pools, num_all)

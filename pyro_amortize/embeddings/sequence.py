@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from pyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
-from pyro_amortize.embeddings.pooled_features import (
-    EventFeatures,
-    build_pooled_features,
-    pooled_sizes,
-)
+from pyro_amortize.attention import AttentionBlock, attend, check_heads
+from pyro_amortize.embeddings.base import Embedding
+from pyro_amortize.embeddings.pooled_embedding import PooledEmbedding, check_sizes, times_start
+from pyro_amortize.embeddings.pooled_features import EventFeatures
 from pyro_amortize.networks import Convolution
+
+_NUM_CONVOLUTIONS, _NUM_BLOCKS = 4, 2
 
 
 @dataclass(frozen=True)
-class SequenceEmbedding(Embedding):
+class SequenceEmbedding(PooledEmbedding):
     """A network along time for each event, then plates pooled as in `PlateEmbedding`.
 
     `"convolution"` is a residual stack of causal convolutions whose dilation doubles from
     layer to layer, so that its memory is `1 + (kernel_size - 1) (2**num_layers - 1)` steps;
-    `"recurrent"` is a GRU. The features of an event are the mean over time and the last step
-    of the hidden values. What skips the networks is the mean and the spread over time of each
-    channel: two numbers in place of every value of the series.
+    `"recurrent"` is a GRU; `"transformer"` is one convolution of `kernel_size` steps, to which
+    sines and cosines of the step's number are added, and blocks of attention of all steps to
+    all, at a cost of the length squared. The features of an event are the mean over time and the
+    last step of the hidden values. What skips the networks is the mean and the spread over time
+    of each channel: two numbers in place of every value of the series.
 
     Use it for an observed site whose event is one series, shape `(T,)` or `(T, d)`, whose
     steps depend on each other. For exchangeable rows use a plate and `PlateEmbedding`. Series of
     different lengths are padded to one: declare the mask of their steps in the guide's `missing=`,
-    and apply it in the model, `Normal(mean, scale).mask(mask).to_event(1)`.
+    and apply it in the model, `Normal(mean, scale).mask(mask).to_event(1)`. Where steps are not
+    evenly spaced, declare the argument that has their times in the guide's `inputs=`, shape `(T,)`
+    after its plates, and name it in `times=`: the network then reads, for each step, its time and
+    the time since the step before. Times must not decrease; those of hidden steps do not matter.
 
     Args:
-        kind: `"convolution"` or `"recurrent"`.
-        feature_dim: Number of features per event and per pooled set.
+        kind: `"convolution"`, `"recurrent"` or `"transformer"`.
+        feature_dim: Number of features per event and per pooled set; chosen from the number of
+            latents if None, from 32 to 128.
         num_channels: Width of the network along time.
-        num_layers: Number of convolutions.
+        num_layers: Number of convolutions, or of blocks of attention; if None 4 and 2.
         kernel_size: Steps that one convolution reads.
-        hidden_dims: Widths of the hidden layers of all other networks.
+        hidden_dims: Widths of the hidden layers of all other networks; if None two layers of
+            twice `feature_dim`, at least 64.
         reads_mask: Whether each event comes with which of its values are there. The guide sets
             it for masks of single positions, as of series of different lengths, padded.
+        num_heads: Heads of the attention, a divisor of `num_channels`.
+        times: Name of the input with the times of the steps; evenly spaced if None.
+        times_at: Where the times are in what the embedding gets. The guide sets it.
 
     Raises:
-        ValueError: If `kind` is another word, or, at set-up, if the event is no series.
+        ValueError: If `kind` is another word or a size below 1, or, at set-up, if the event is
+            no series.
 
     Example:
         >>> SequenceEmbedding(feature_dim=4).context_sizes((20, 3), 0, [0])
@@ -53,50 +66,75 @@ class SequenceEmbedding(Embedding):
 
     References:
         Bai et al. (2018), arXiv:1803.01271, for the convolutions; Cho et al. (2014),
-        arXiv:1406.1078, for the gated recurrent unit.
+        arXiv:1406.1078, for the gated recurrent unit; Vaswani et al. (2017), arXiv:1706.03762,
+        for attention and positions.
     """
 
-    kind: Literal["convolution", "recurrent"] = "convolution"
-    feature_dim: int = 32
+    kind: Literal["convolution", "recurrent", "transformer"] = "convolution"
+    feature_dim: int | None = None
     num_channels: int = 32
-    num_layers: int = 4
+    num_layers: int | None = None
     kernel_size: int = 3
-    hidden_dims: tuple[int, ...] = (64, 64)
+    hidden_dims: tuple[int, ...] | None = None
     reads_mask: bool = False
+    num_heads: int = 4
+    times: str | None = None
+    times_at: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in ("convolution", "recurrent"):
+        if self.kind not in ("convolution", "recurrent", "transformer"):
             raise ValueError(
-                "SequenceEmbedding: expected kind='convolution' or kind='recurrent', got "
-                f"kind={self.kind!r}; choose one of the two"
+                "SequenceEmbedding: expected kind='convolution', 'recurrent' or 'transformer', got "
+                f"kind={self.kind!r}; choose one of the three"
             )
+        if self.kind == "transformer":
+            check_heads("SequenceEmbedding: num_channels", self.num_channels, self.num_heads)
+        check_sizes(
+            "SequenceEmbedding",
+            feature_dim=self.feature_dim,
+            num_channels=self.num_channels,
+            num_layers=self.num_layers,
+            kernel_size=self.kernel_size,
+            hidden_dims=self.hidden_dims,
+        )
 
-    def build(
-        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
-    ) -> EmbeddingNetwork:
-        """Build the networks for one observed site."""
+    def event_features(self, event_shape: tuple[int, ...], feature_dim: int) -> EventFeatures:
+        """The network on whole events, with what skips it."""
         layout = _series_layout(event_shape)
         channels = layout[1] * (2 if self.reads_mask else 1)
+        channels += 0 if self.times_at is None else 2
         network: nn.Module
         if self.kind == "convolution":
-            network = SeriesConvolutions(
-                channels, self.num_channels, self.num_layers, self.kernel_size
-            )
-        else:
+            num_layers = self.num_layers or _NUM_CONVOLUTIONS
+            network = SeriesConvolutions(channels, self.num_channels, num_layers, self.kernel_size)
+        elif self.kind == "recurrent":
             network = SeriesRecurrence(channels, self.num_channels)
-        event = EventFeatures(network, layout, 1, 2 * self.num_channels, self.reads_mask)
-        return build_pooled_features(self.feature_dim, self.hidden_dims, num_inputs, sources, event)
+        else:
+            sizes = self.num_channels, self.num_layers or _NUM_BLOCKS, self.kernel_size
+            network = SeriesTransformer(channels, *sizes, self.num_heads)
+        num_features = 2 * self.num_channels
+        return EventFeatures(network, layout, 1, num_features, self.reads_mask, self.times_at)
+
+    def num_skipped(self, event_shape: tuple[int, ...]) -> int:
+        """Number of values of an event that skip its network."""
+        return 2 * _series_layout(event_shape)[1]
+
+    def num_times(self, event_shape: tuple[int, ...]) -> int:
+        """Number of inputs that the network on whole events reads as times."""
+        return 0 if self.times_at is None else _series_layout(event_shape)[0]
+
+    def for_inputs(
+        self, site: str, event_shape: tuple[int, ...], places: Mapping[str, tuple[int, int]]
+    ) -> Embedding:
+        """The embedding that knows where each covariate is in what it gets."""
+        if self.times is None:
+            return self
+        start = times_start(site, self.times, _series_layout(event_shape)[0], places)
+        return replace(self, times_at=start)
 
     def for_masked_events(self, site: str) -> Embedding:
         """The embedding that reads events followed by which of their positions are there."""
         return replace(self, reads_mask=True)
-
-    def context_sizes(
-        self, event_shape: tuple[int, ...], num_inputs: int, sources: Sequence[int]
-    ) -> tuple[int, ...]:
-        """Number of context features at every level."""
-        num_skipped = 2 * _series_layout(event_shape)[1] + num_inputs
-        return pooled_sizes(self.feature_dim, num_skipped, sources)
 
 
 class SeriesConvolutions(nn.Module):
@@ -143,6 +181,47 @@ class SeriesRecurrence(nn.Module):
         """Mean over time and last step of the hidden values, `2 num_channels` features."""
         states, _ = self.cell(series)
         return _mean_and_last(states, present)
+
+
+class SeriesTransformer(nn.Module):
+    """A convolution, positions and blocks of attention on a series of any length.
+
+    Args:
+        in_channels: Number of channels of the series.
+        num_channels: Number of hidden channels.
+        num_layers: Number of blocks.
+        kernel_size: Steps that the convolution reads.
+        num_heads: Number of heads.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_channels: int,
+        num_layers: int,
+        kernel_size: int,
+        num_heads: int,
+    ) -> None:
+        super().__init__()
+        self.lift = Convolution(in_channels, num_channels, kernel_size, num_dims=1)
+        self.blocks = nn.ModuleList(
+            AttentionBlock(num_channels, num_heads) for _ in range(num_layers)
+        )
+
+    def forward(self, series: Tensor, present: Tensor | None = None) -> Tensor:
+        """Mean over time and last step of the hidden values, `2 num_channels` features."""
+        hidden = self.lift(series.mT).mT
+        hidden = hidden + torch.as_tensor(step_features(*hidden.shape[1:])).to(hidden)
+        for block in self.blocks:
+            hidden = block(hidden, hidden, partial(attend, present=present))
+        return _mean_and_last(hidden, present)
+
+
+def step_features(num_steps: int, size: int) -> np.ndarray:
+    """Sines and cosines of the numbers of steps, wavelengths from 2 pi to 20,000 pi steps."""
+    frequencies = 1e4 ** (-np.arange((size + 1) // 2) / ((size + 1) // 2))
+    angles = np.arange(num_steps)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], -1)[:, :size]
 
 
 def _mean_and_last(hidden: Tensor, present: Tensor | None) -> Tensor:

@@ -16,15 +16,11 @@ from pyro_amortize.arguments import IndexPlates, MissingSites
 from pyro_amortize.covariates import InputPlates
 from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding
+from pyro_amortize.guides import specifications as specs
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
 from pyro_amortize.guides.chain import Contexts, PosteriorChain, build_chain
 from pyro_amortize.guides.draws import PlainDraws
 from pyro_amortize.guides.host_plates import HostPlates
-from pyro_amortize.guides.specifications import (
-    check_specifications,
-    resolve_densities,
-    resolve_embeddings,
-)
 from pyro_amortize.guides.steps import SiteSteps
 from pyro_amortize.guides.store import register_chain, stored_structure, structure_state
 from pyro_amortize.measure import Call, conditional_moments, measure, packed_conditionals
@@ -109,8 +105,9 @@ class AmortizedGuide(PyroModule):
         self.groups = {name: (into, along) for name, (into, along) in (groups or {}).items()}
         self.sizes = dict(sizes or {})
         self.missing = missing
-        self._embedding = check_specifications("embedding", embedding, Embedding)
-        self._densities = check_specifications("densities", densities, Density, DiscreteDensity)
+        check = specs.check_specifications
+        self._embedding = check("embedding", embedding, Embedding)
+        self._densities = check("densities", densities, Density, DiscreteDensity)
         self._parents = parents
         self.init_seed = 0  # of the networks; members of an ensemble have each their own
         self.setup_call: Call | None = None
@@ -201,7 +198,8 @@ class AmortizedGuide(PyroModule):
         self.setup_call = (args, kwargs)
         self.vectorization_problem = vectorization_problem(model, args, kwargs)
         measured = measure(model, structure, calls, is_vectorized=self.is_vectorized)
-        self.build(structure, measured.vector())
+        times = specs.time_inputs(self.specifications(structure)[0]).values()
+        self.build(structure, measured.with_times(times).vector())
         return self
 
     def build(self, structure: ModelStructure, standardisation: Tensor) -> None:
@@ -223,8 +221,8 @@ class AmortizedGuide(PyroModule):
         Raises:
             ValueError: If a specification is given for a site that does not exist or fit it.
         """
-        embeddings = resolve_embeddings(self._embedding, structure.observed)
-        return embeddings, resolve_densities(self._densities, structure.latents)
+        embeddings = specs.resolve_embeddings(self._embedding, structure.observed)
+        return embeddings, specs.resolve_densities(self._densities, structure.latents)
 
     def bind(self, observations: Mapping[str, Any]) -> AmortizedGuide:
         """This guide with its data fixed, for hosts that call it with the data left out.
@@ -303,9 +301,11 @@ class AmortizedGuide(PyroModule):
         Raises:
             ValueError: If a site has no data, or data of a wrong shape, type or value.
         """
-        check_call(self.model, self.structure, args, kwargs, self.sizes, rows)
+        call = self.model, self.structure, args, kwargs
+        check_call(*call, self.sizes, rows)
         given = self._observations if observations is None else observations
-        return read_observations(self.model, self.structure, args, kwargs, given, rows, batch_dims)
+        times = specs.time_inputs(self.specifications(self.structure)[0])
+        return read_observations(*call, given, rows, batch_dims, times)
 
     def register(self) -> None:
         """Put the networks into the host's parameter store, so that `SVI` trains them.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_amortize.arguments import (
@@ -15,7 +16,7 @@ from pyro_amortize.arguments import (
     read_settings,
 )
 from pyro_amortize.checks import read_data_and_sizes
-from pyro_amortize.covariates import check_inputs_finite, input_values
+from pyro_amortize.covariates import check_inputs_finite, check_times, input_values
 from pyro_amortize.missing import check_masks, check_padding, mark_missing
 from pyro_amortize.observations import check_observations, check_settings, data_plate_sizes
 from pyro_amortize.structure import ModelStructure
@@ -72,6 +73,7 @@ def read_observations(
     given: Mapping[str, Any] | None,
     rows: Mapping[str, Tensor] | None,
     batch_dims: int,
+    times: Mapping[str, str],
 ) -> dict[str, Tensor]:
     """The data of a call: given, or read by tracing the model; NaN where values are missing.
 
@@ -83,13 +85,14 @@ def read_observations(
         given: Data by site, or None.
         rows: For each subsampled plate the indices of its rows in this call, or None.
         batch_dims: Number of leading axes of data sets.
+        times: For each observed site with times the input that has them.
 
     Returns:
         Value of each observed site.
 
     Raises:
-        ValueError: If a site has no data, or data of a wrong shape, type or value; or if the
-            rows of a subsampled plate are not known.
+        ValueError: If a site has no data, or data of a wrong shape, type or value; if the rows
+            of a subsampled plate are not known, or if times decrease.
     """
     if structure.subsampled and (rows is None or given is not None):
         for plate, (size, num_rows) in subsample_sizes(model, args, kwargs).items():
@@ -113,7 +116,11 @@ def read_observations(
     check_masks(structure, arguments, checked, batch_dims)
     if given is None:  # a bound of the host would see them
         check_padding(structure, checked)
-    return mark_missing(structure, arguments, checked)
+    marked = mark_missing(structure, arguments, checked)
+    if times:
+        values = input_values(model, args, kwargs, structure.inputs, rows)
+        _check_times(structure, values, marked, times)
+    return marked
 
 
 def read_call(
@@ -157,6 +164,22 @@ def read_call(
         sizes=sizes,
         factors={plate: size / num_rows for plate, (size, num_rows) in subsampled.items()},
     )
+
+
+def _check_times(
+    structure: ModelStructure,
+    inputs: Mapping[str, Tensor],
+    observations: Mapping[str, Tensor],
+    times: Mapping[str, str],
+) -> None:
+    """Raise a ValueError if the times of a series decrease where its steps are there."""
+    for name, given in times.items():
+        if observations.get(name) is None:
+            continue
+        there = ~torch.isnan(observations[name])
+        if len(structure.site(name).event_shape) == 2:
+            there = there.any(-1)
+        check_times({given: inputs[given]}, {given: there})
 
 
 def _read_call_data(

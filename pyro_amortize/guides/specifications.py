@@ -36,6 +36,12 @@ def check_specifications(argument: str, specs: Any, *kinds: type) -> Any:
     return specs
 
 
+def time_inputs(embeddings: Mapping[str, Any]) -> dict[str, str]:
+    """For each observed site whose embedding reads times the input that has them."""
+    named = {site: getattr(spec, "times", None) for site, spec in embeddings.items()}
+    return {site: name for site, name in named.items() if name is not None}
+
+
 def resolve_specifications(
     argument: str, specs: Any, sites: Sequence[SiteInfo], default: Any
 ) -> dict[str, Any]:

@@ -39,6 +39,7 @@ LAYERS = (
         "observations",
         "standardisation",
         "networks",
+        "attention",
         "decoders",
         "history",
         "compiler",
@@ -62,6 +63,7 @@ LAYERS = (
         "export",
         "storage",
         "refine",
+        "pretrain",
     },
     {"__init__"},
 )

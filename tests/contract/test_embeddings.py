@@ -6,7 +6,11 @@ import json
 import numpy as np
 import pytest
 from safetensors import safe_open
+from scipy.stats import norm
 
+from tests.backends import numpy_tree
+
+SMALL = {"num_channels": 8, "num_latents": 3, "num_cross": 1, "num_blocks": 1}
 WEIGHT = np.array([0.5, -1.0, 2.0])
 
 
@@ -44,8 +48,12 @@ def specs(host):
     return {
         "convolution": (package.SequenceEmbedding(num_channels=8, feature_dim=5), (12, 2)),
         "recurrent": (package.SequenceEmbedding("recurrent", 5, num_channels=8), (12,)),
+        "transformer": (package.SequenceEmbedding("transformer", 5, num_channels=8), (12,)),
         "image": (package.ImageEmbedding(feature_dim=5, num_channels=4), (2, 5, 6)),
         "image without channels": (package.ImageEmbedding(feature_dim=5, num_blocks=1), (4, 4)),
+        "vector": (package.MLPEmbedding(5), (3, 4)),
+        "attention": (package.PlateEmbedding(8, (8,), pooling="attention", num_blocks=1), (3,)),
+        "perceiver": (package.PerceiverEmbedding("grid", 5, **SMALL), (2, 3, 4)),
         "mine": (package.PlateEmbedding(feature_dim=5, event_network=my_network(host)), (3, 4)),
     }
 
@@ -75,7 +83,18 @@ def my_network(host):
     return factory
 
 
-NAMES = ["convolution", "recurrent", "image", "image without channels", "mine"]
+NAMES = [
+    "convolution",
+    "recurrent",
+    pytest.param("transformer", marks=pytest.mark.compiles),
+    "image",
+    "image without channels",
+    "vector",
+    pytest.param("attention", marks=pytest.mark.compiles),
+    pytest.param("perceiver", marks=pytest.mark.compiles),
+    "mine",
+]
+SERIES = NAMES[:3]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,13 +122,33 @@ def test_contexts_have_the_sizes_that_are_announced_and_follow_the_rows(host, rn
     assert np.abs(levels(host, network, with_input, 2)[-1] - base).max() > 1e-6
 
 
-@pytest.mark.parametrize("name", ["convolution", "recurrent"])
+@pytest.mark.parametrize("name", SERIES)
 def test_networks_along_time_take_any_length(host, rng, name):
     spec, event_shape = specs(host)[name]
     network = build(host, spec, event_shape).event.network
     channels = event_shape[1] if len(event_shape) == 2 else 1
     for length in (1, 2, 12, 40):
         assert features(host, network, rng.normal(size=(3, length, channels))).shape == (3, 16)
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_the_order_of_the_steps_matters(host, rng, name):
+    spec, event_shape = specs(host)[name]
+    network = build(host, spec, event_shape).event.network
+    series = rng.normal(size=(1, 12, event_shape[1] if len(event_shape) == 2 else 1))
+    found = features(host, network, np.concatenate([series, series[:, ::-1]]))
+    assert np.abs(found[0] - found[1])[:8].max() > 1e-3  # their mean over time, and the last
+
+
+def test_convolutions_remember_as_many_steps_as_they_say(host, rng):
+    """1 + (kernel_size - 1) (2**num_layers - 1), read off the last step."""
+    spec = host.package.SequenceEmbedding(num_channels=4, num_layers=3, kernel_size=3)
+    network = build(host, spec, (30,)).event.network
+    series = np.tile(rng.normal(size=(30, 1)), (30, 1, 1))
+    changed = series.copy()
+    changed[np.arange(30), np.arange(30)] += 5.0
+    moved = np.abs(features(host, network, changed) - features(host, network, series))[:, 4:]
+    assert list(np.flatnonzero(moved.max(1) > 1e-6)) == list(range(30 - 15, 30))
 
 
 def test_networks_on_images_take_any_size(host, rng):
@@ -168,6 +207,46 @@ def test_a_module_of_the_users_is_taken_as_it_is(host, rng):
     assert network.event.num_features == 6
     if host.name == "pyro":  # a copy: two guides do not share what they train
         assert network.event.network is not module
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_the_activation_is_the_mean_of_a_random_mask(host, activation):
+    """x times a coin with the probability Phi(x), and its approximation by a tanh."""
+    module = host.module("embeddings.mlp")
+    network = build(host, host.package.MLPEmbedding(1, (1,), activation), ()).event.network
+    assert isinstance(network, module.Perceptron)
+    x = np.linspace(-4, 4, 81)
+    (weight, bias), (last_weight, last_bias) = (
+        [np.asarray(numpy_tree(part[0])).reshape(()) for part in (layer.weights, layer.biases)]
+        for layer in network.layers
+    )
+    hidden = x * weight + bias
+    exact = hidden * norm.cdf(hidden)
+    inner = np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)
+    wanted = exact if activation == "gelu" else hidden * (1 + np.tanh(inner)) / 2
+    found = features(host, network, x[:, None])[:, 0]
+    np.testing.assert_allclose(found, wanted * last_weight + last_bias, rtol=1e-5, atol=1e-6)
+    rng = np.random.default_rng(0)
+    masked = hidden * (rng.normal(size=(100_000, 1)) < hidden)
+    error = 4 * masked.std(0) / np.sqrt(100_000) + 1e-3
+    assert np.all(np.abs(masked.mean(0) - wanted) < error)
+
+
+def test_hidden_positions_of_a_vector_change_nothing(host, rng):
+    spec = host.package.MLPEmbedding(4).for_masked_events("y")
+    network = build(host, spec, (6,)).event
+    there = np.arange(6) < np.array([[6], [3], [0]])
+
+    def found(values):
+        flat = np.concatenate([np.where(there, values, 0.0), there], 1)
+        return np.concatenate([numpy_tree(part) for part in network(host.array(flat))], 1)
+
+    values = rng.normal(size=(3, 6))
+    expected = found(values)
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(found(np.where(there, values, 9.0)), expected)
+    means = np.where(there, values, 0.0).sum(1) / np.maximum(there.sum(1), 1)
+    np.testing.assert_allclose(expected[:, -2], means, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.compiles
@@ -237,8 +316,47 @@ def test_features_of_the_users_of_another_shape(host):
 
 
 def test_another_kind_of_sequence_network(host):
-    with pytest.raises(ValueError, match="expected kind='convolution' or kind='recurrent', got"):
-        host.package.SequenceEmbedding("transformer")
+    match = "expected kind='convolution', 'recurrent' or 'transformer', got kind='lstm'; choose"
+    with pytest.raises(ValueError, match=match):
+        host.package.SequenceEmbedding("lstm")
+    with pytest.raises(ValueError, match="num_channels: expected a multiple of num_heads, 1 or m"):
+        host.package.SequenceEmbedding("transformer", num_channels=6)
+
+
+def test_sizes_follow_the_number_of_latents(host):
+    """Twice their number, from 32 to 128; what is given stays."""
+    spec = host.package.PlateEmbedding()
+    for num, expected in ((0, 32), (16, 32), (20, 40), (1000, 128)):
+        own = spec.for_latents(num)
+        assert own.own_sizes() == (expected, 2 * (2 * expected,))
+    assert host.package.SequenceEmbedding(feature_dim=3).for_latents(50).own_sizes()[0] == 3
+    assert host.package.ImageEmbedding(hidden_dims=(7,)).for_latents(50).own_sizes()[1] == (7,)
+    guide = host.guide(host.models.linear_gaussian_10, observed="x").setup()
+    assert guide.specifications(guide.structure)[0]["x"] == spec
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "match"),
+    [
+        ("MLPEmbedding", {"hidden_dims": ()}, "expected at least one hidden layer, got hidden_d"),
+        ("MLPEmbedding", {"hidden_dims": (8, 0)}, r"expected hidden_dims of 1 or more, got \(8, 0"),
+        ("MLPEmbedding", {"activation": "relu"}, "expected activation='gelu' or activation='gel"),
+        ("PlateEmbedding", {"feature_dim": 0}, "expected feature_dim of 1 or more, got 0; raise"),
+        ("SequenceEmbedding", {"num_layers": 0}, "expected num_layers of 1 or more, got 0; raise"),
+        ("ImageEmbedding", {"num_blocks": 0}, "expected num_blocks of 1 or more, got 0; raise it"),
+    ],
+)
+def test_sizes_and_words_that_are_none(host, kind, options, match):
+    with pytest.raises(ValueError, match=f"{kind}: {match}"):
+        getattr(host.package, kind)(**options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_events_of_another_width(host, name):
+    spec, event_shape = specs(host)[name]
+    network, size = build(host, spec, event_shape, num_plates=0), int(np.prod(event_shape))
+    with pytest.raises(ValueError, match=f"expected {size} values for each event with its inpu"):
+        levels(host, network, np.zeros((3, size + 1)), 0)
 
 
 @pytest.mark.parametrize("event_shape", [(), (3, 4, 5)])

@@ -144,7 +144,10 @@ def test_pyro_loops_over_a_sequential_plate():
     assert abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se
 
 
-@pytest.mark.parametrize("kind", ["convolution", "recurrent"])
+@pytest.mark.parametrize(
+    "kind",
+    ["convolution", "recurrent", pytest.param("transformer", marks=pytest.mark.compiles)],
+)
 def test_padding_more_changes_no_feature(host, kind):
     """Means are over the steps that are there, and the last step is the last of them."""
     rng, spec = np.random.default_rng(0), host.package.SequenceEmbedding(kind, num_channels=4)

@@ -40,9 +40,18 @@ def grouped(rng):
     return (problem.group, problem.num_groups), options, *problem.sample_joint(rng, 5)
 
 
+def attention():
+    return {"embedding": ("PlateEmbedding", {"pooling": "attention", "num_inducing": 5})}
+
+
 def holes(rng):
     y = np.where(rng.uniform(size=(5, 6)) < 0.3, np.nan, rng.normal(size=(5, 6)))
     return (), {"missing": "y"}, {"z": rng.normal(size=5)}, {"y": y}
+
+
+def with_options(case, more):
+    args, options, latents, data = case
+    return args, options | more, latents, data
 
 
 def directions(rng):
@@ -81,6 +90,18 @@ def series(rng, **settings):
     return (), options, {"phi": rng.uniform(-1, 1, size=5)}, {"y": rng.normal(size=(5, 50))}
 
 
+def slopes(rng, name="SequenceEmbedding", **settings):
+    problem = PROBLEMS["slopes"]
+    latents, data = problem.sample_joint(rng, 5)
+    there = rng.uniform(size=problem.times.shape) < 0.8
+    options = {
+        "inputs": {"times": "rows"},
+        "missing": {"is_there": "y"},
+        "embedding": (name, {"times": "times"} | settings),
+    }
+    return (problem.times, there), options, latents, data
+
+
 def panels(rng):
     options = {
         "inputs": {"weight": "rows"},
@@ -90,8 +111,8 @@ def panels(rng):
     return (np.array([0.5, -1.0, 2.0]),), options, latents, {"y": rng.normal(size=(5, 3, 6))}
 
 
-def blob(rng):
-    options = {"embedding": ("ImageEmbedding", {})}
+def blob(rng, kind="ImageEmbedding", **settings):
+    options = {"embedding": (kind, settings)}
     return (), options, {"z": rng.normal(size=(5, 2))}, {"y": rng.normal(size=(5, 8, 8))}
 
 
@@ -113,11 +134,12 @@ def switches(rng):
     return (), {}, {"b": rng.integers(0, 2, size=(5, 3))}, {"y": rng.normal(size=(5, 2))}
 
 
+TRANSFORMER = {"kind": "transformer", "num_channels": 20}
 CASES = {
     "eight_schools_centered": lambda rng: schools(rng, "theta"),
     "eight_schools_noncentered": lambda rng: schools(rng, "z"),
     "linear_gaussian_2": linear,
-    "linear_gaussian_2_autoregressive": lambda rng: linear(
+    "linear_gaussian_2__autoregressive": lambda rng: linear(
         rng, densities=("SplineFlowDensity", {"kind": "autoregressive", "num_transforms": 2})
     ),
     "every_discrete_support": discrete,
@@ -125,11 +147,20 @@ CASES = {
     "crossed_effects": crossed,
     "grouped_normal": grouped,
     "rows_of_any_number": holes,
+    "rows_of_any_number__attention": lambda rng: with_options(holes(rng), attention()),
+    "grouped_normal__attention": lambda rng: with_options(grouped(rng), attention()),
     "headings": directions,
     "autoregression": series,
-    "autoregression_recurrent": lambda rng: series(rng, kind="recurrent"),
+    "autoregression__recurrent": lambda rng: series(rng, kind="recurrent"),
+    "autoregression__transformer": lambda rng: series(rng, kind="transformer"),
+    "slopes": slopes,
+    "slopes__transformer": lambda rng: slopes(rng, **TRANSFORMER),
     "panels": panels,
     "blob_image": blob,
+    "blob_image__vector": lambda rng: blob(rng, "MLPEmbedding"),
+    "blob_image__vector_tanh": lambda rng: blob(rng, "MLPEmbedding", activation="gelu_tanh"),
+    "blob_image__perceiver": lambda rng: blob(rng, "PerceiverEmbedding", positions="grid"),
+    "slopes__perceiver": lambda rng: slopes(rng, "PerceiverEmbedding", positions="time"),
     "wide_supports": families,
 }
 
@@ -155,9 +186,7 @@ def main(backend: str, folder: Path) -> None:
         args = tuple(
             host.array(value) if isinstance(value, np.ndarray) else value for value in args
         )
-        model = getattr(
-            host.models, name.removesuffix("_recurrent").removesuffix("_autoregressive")
-        )
+        model = getattr(host.models, name.split("__")[0])
         path = folder / f"{name}.safetensors"
         if backend == "numpyro":
             for slot in {"embedding", "densities"} & set(options):

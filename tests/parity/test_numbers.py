@@ -51,6 +51,8 @@ STRUCTURES = {
     "linear_gaussian_2_many": ((None, 4), {"observed": "x"}),
     "linear_gaussian_10_many": ((None, 4), {"observed": "x"}),
     "two_mode_sign": ((), {"observed": "x"}),
+    "contaminated_normal": ((), {"observed": "x"}),
+    "slopes": ((PROBLEMS["slopes"].times,), {"observed": "y", "inputs": {"times": "rows"}}),
     "parabola": ((), {"observed": "x"}),
     "beta_binomial": ((), {"observed": "k"}),
     "normal_unknown_scale": ((), {"observed": "x"}),

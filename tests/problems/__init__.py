@@ -16,6 +16,7 @@ from tests.problems.beta_binomial import BetaBinomial
 from tests.problems.binary_digits import BinaryDigits
 from tests.problems.blob_image import BlobImage
 from tests.problems.conjugate_normal import ConjugateNormal
+from tests.problems.contaminated_normal import ContaminatedNormal
 from tests.problems.crossed_effects import CrossedEffects
 from tests.problems.digits_components import DigitsComponents
 from tests.problems.discrete_joints import (
@@ -31,6 +32,7 @@ from tests.problems.linear_gaussian import LinearGaussian
 from tests.problems.local_level import LocalLevel
 from tests.problems.normal_unknown_scale import NormalUnknownScale
 from tests.problems.parabola import Parabola
+from tests.problems.slopes import Slopes
 from tests.problems.two_mode_sign import TwoModeSign
 
 PROBLEMS = {
@@ -38,6 +40,7 @@ PROBLEMS = {
     "beta_binomial": BetaBinomial(),
     "blob_image": BlobImage(),
     "conjugate_normal": ConjugateNormal(),
+    "contaminated_normal": ContaminatedNormal(),
     "crossed_effects": CrossedEffects(),
     "grouped_normal": GroupedNormal(),
     "hierarchical_normal": HierarchicalNormal(),
@@ -50,6 +53,7 @@ PROBLEMS = {
     "parabola": Parabola(),
     "poisson_count": PoissonCount(),
     "regimes": Regimes(),
+    "slopes": Slopes(),
     "switches": Switches(),
     "two_mode_sign": TwoModeSign(),
 }
@@ -61,6 +65,7 @@ __all__ = [
     "BinaryDigits",
     "BlobImage",
     "ConjugateNormal",
+    "ContaminatedNormal",
     "CrossedEffects",
     "DigitsComponents",
     "GroupedNormal",
@@ -73,6 +78,7 @@ __all__ = [
     "Parabola",
     "PoissonCount",
     "Regimes",
+    "Slopes",
     "Switches",
     "TwoModeSign",
 ]

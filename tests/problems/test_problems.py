@@ -94,6 +94,14 @@ def log_joint(problem, name, latents, observations):
         )
         prior = norm.logpdf(x[0]) + norm.logpdf(np.diff(x, axis=0), 0, problem.step).sum(0)
         return prior + norm.logpdf(y, x, problem.noise).sum(0)
+    if name == "contaminated_normal":
+        z, x = latents["z"], observations["x"]
+        inside, outside = norm.pdf(x, z[:, None], 0.5), norm.pdf(x, 0, 3.0)
+        return norm.logpdf(z) + np.log(0.6 * inside + 0.4 * outside).sum(1)
+    if name == "slopes":
+        slope, y = latents["slope"], observations["y"]
+        mean = slope[..., None] * problem.times
+        return norm.logpdf(slope).sum(1) + norm.logpdf(y, mean, problem.noise).sum((1, 2))
     if name == "autoregression":
         phi, y = latents["phi"], observations["y"]
         before = np.concatenate([np.zeros((len(y), 1)), y[:, :-1]], axis=1)
@@ -139,6 +147,7 @@ def test_posterior_is_the_joint_over_the_evidence(name, rng):
         ("two_mode_sign", (-8, 8)),
         ("beta_binomial", (0, 1)),
         ("autoregression", (-1, 1)),
+        ("contaminated_normal", (-8, 8)),
     ],
 )
 def test_posterior_of_one_latent_integrates_to_one(name, interval, rng):
