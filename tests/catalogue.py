@@ -39,6 +39,7 @@ CATALOGUE = (
     Entry("AmortizedGuide", "guide", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("AmortizedPosterior", "result"),
     Entry("DataEmphasizedELBO", "objective", ("conjugate_normal",), GAUSSIAN),
+    Entry("DiffusionDensity", "density", ("two_mode_sign", "linear_gaussian_2"), OTHER),
     Entry("EnsembleGuide", "guide", ("conjugate_normal",), GAUSSIAN),
     Entry(
         "FlowMatchingDensity",
@@ -48,6 +49,7 @@ CATALOGUE = (
     ),
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
+    Entry("ContinuousFlowDensity", "density", ("linear_gaussian_2", "conjugate_normal"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),
     Entry("DIPELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("InfoELBO", "objective", ("conjugate_normal",), GAUSSIAN),

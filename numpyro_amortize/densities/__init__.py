@@ -3,7 +3,9 @@
 from numpyro_amortize.densities.affine_flow import AffineFlowDensity
 from numpyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from numpyro_amortize.densities.categorical import CategoricalDensity
+from numpyro_amortize.densities.continuous_flow import ContinuousFlowDensity
 from numpyro_amortize.densities.count import CountDensity
+from numpyro_amortize.densities.diffusion import DiffusionDensity
 from numpyro_amortize.densities.flow_matching import FlowMatchingDensity
 from numpyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from numpyro_amortize.densities.mixture import MixtureDensity
@@ -17,8 +19,10 @@ __all__ = [
     "AnyDensity",
     "CategoricalDensity",
     "ConditionalDensity",
+    "ContinuousFlowDensity",
     "CountDensity",
     "Density",
+    "DiffusionDensity",
     "DiscreteDensity",
     "FlowMatchingDensity",
     "LowRankNormalDensity",

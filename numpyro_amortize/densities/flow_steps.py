@@ -151,12 +151,29 @@ def build_flow(
         couplings.append(network)
     affine = None
     if event_size > 1 or not patterns:
-        full = event_size <= _FULL_AFFINE_MAX
-        size = 2 * event_size + (event_size * (event_size - 1) // 2 if full else 0)
-        affine = StackedMLP(
-            num_sites, context_size, hidden_dims, size, zero_output=True, rng_key=keys[0]
-        )
+        affine = affine_network(num_sites, event_size, context_size, hidden_dims, keys[0])
     return ConditionalFlow(couplings, affine, patterns, transform, event_size, context_size)
+
+
+def affine_network(
+    num_sites: int,
+    event_size: int,
+    context_size: int,
+    hidden_dims: Sequence[int],
+    rng_key: Array,
+) -> StackedMLP:
+    """The network of a `TriangularAffine`, the identity at the start; diagonal for long events.
+
+    Args:
+        num_sites: Number of sites.
+        event_size: Number of coordinates of each.
+        context_size: Number of context features.
+        hidden_dims: Widths of the hidden layers.
+        rng_key: Key of the initial weights.
+    """
+    below = event_size * (event_size - 1) // 2 if event_size <= _FULL_AFFINE_MAX else 0
+    size = 2 * event_size + below
+    return StackedMLP(num_sites, context_size, hidden_dims, size, zero_output=True, rng_key=rng_key)
 
 
 class ConditionalFlow(ConditionalDensity):

@@ -3,7 +3,9 @@
 from pyro_amortize.densities.affine_flow import AffineFlowDensity
 from pyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from pyro_amortize.densities.categorical import CategoricalDensity
+from pyro_amortize.densities.continuous_flow import ContinuousFlowDensity
 from pyro_amortize.densities.count import CountDensity
+from pyro_amortize.densities.diffusion import DiffusionDensity
 from pyro_amortize.densities.flow_matching import FlowMatchingDensity
 from pyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from pyro_amortize.densities.mixture import MixtureDensity
@@ -17,8 +19,10 @@ __all__ = [
     "AnyDensity",
     "CategoricalDensity",
     "ConditionalDensity",
+    "ContinuousFlowDensity",
     "CountDensity",
     "Density",
+    "DiffusionDensity",
     "DiscreteDensity",
     "FlowMatchingDensity",
     "LowRankNormalDensity",

@@ -19,7 +19,11 @@ from tests.contract.test_flows import (
 )
 
 # Options of each family with small networks.
-FAMILIES = {"FlowMatchingDensity": {"hidden_dims": (16,)}}
+FAMILIES = {
+    "FlowMatchingDensity": {"hidden_dims": (16,)},
+    "ContinuousFlowDensity": {"hidden_dims": (16,)},
+    "DiffusionDensity": {"hidden_dims": (16,)},
+}
 CONTEXT = np.array([0.3, -0.8, 1.1])
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -31,6 +35,8 @@ def specification(host, family, **options):
 
 def random_flow(host, family, event_size, num_sites=1, scale=0.3, **options):
     """Random weights, so that every layer does something."""
+    if "tolerance" in options:
+        options.setdefault("num_steps", None)
     spec = specification(host, family, **options)
     density = host.build_density(spec, num_sites, event_size, CONTEXT_SIZE)
     return host.scrambled_density(density, scale)
@@ -159,7 +165,10 @@ def test_density_is_that_of_the_jacobian_of_the_draws(host, family, event_size):
 @each_family
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_round_trip(host, rng, family, precision):
-    """Relative to `1 + |u|`, with the tolerance of the solver at the precision's limit."""
+    """Relative to `1 + |u|`, with the tolerance of the solver at the precision's limit.
+
+    As in `test_flows.py`, the error counts in the noise where slopes are below 1.
+    """
     limit, tolerance = {"float32": (1e-5, 1e-6), "float64": (1e-10, 1e-12)}[precision]
     with host.double_precision() if precision == "float64" else nullcontext():
         density = random_flow(host, family, 2, tolerance=tolerance)
@@ -168,11 +177,15 @@ def test_round_trip(host, rng, family, precision):
 
         def there_and_back(u):
             noise, log_det = to_noise(steps, u)
-            return (noise, log_det, *from_noise(steps, noise))
+            back, backward = from_noise(steps, noise)
+            return noise, log_det, back, backward, to_noise(steps, back)[0]
 
-        noise, log_det, back, backward = evaluated(host, there_and_back, value)
+        noise, log_det, back, backward, again = evaluated(host, there_and_back, value)
     assert back.dtype == np.dtype(precision)
-    assert np.max(np.abs(back - value) / (1 + np.abs(value))) < limit
+    error = (np.abs(back - value) / (1 + np.abs(value))).max(1)
+    in_noise = (np.abs(again - noise) / (1 + np.abs(noise))).max(1)
+    assert np.minimum(error, in_noise).max() < limit
+    assert np.median(error) < limit
     assert np.max(np.abs(log_det - backward) / (1 + np.abs(log_det))) < 10 * limit
     assert np.abs(noise - value).max() > 0.1
 
@@ -195,7 +208,8 @@ def test_densities_integrate_to_one(host, rng, family):
 @pytest.mark.compiles
 @each_family
 def test_draws_fill_the_plane_as_the_density_says(host, family):
-    assert_draws_follow(host, random_flow(host, family, 2, num_steps=6), CONTEXT)
+    num_steps = {"DiffusionDensity": 20}.get(family, 6)
+    assert_draws_follow(host, random_flow(host, family, 2, num_steps=num_steps), CONTEXT)
 
 
 @pytest.mark.compiles
@@ -219,8 +233,11 @@ def test_fixed_steps_and_chosen_ones_agree(host, rng, family):
             host.density_log_prob(random_flow(host, family, 2, **options), context, value, 0)
             for options in ({"num_steps": 100}, {"tolerance": 1e-10}, {"tolerance": 1e-11})
         ]
-    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
-    np.testing.assert_allclose(found[1], found[2], atol=1e-8)  # ten times as exact, the same
+    # Far out, log densities are hundreds of nats.
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found[1], found[2], rtol=1e-8, atol=1e-8
+    )  # ten times as exact, the same
 
 
 @each_family
@@ -281,6 +298,97 @@ class FieldOfLoss(Straight):
         return self
 
 
+SDES = ("vp", "sub-vp")
+MEAN, SD = 0.4, 0.3
+
+
+class NoiseOfNormal:
+    """What `Diffusion` has its network for, if the values are `N(MEAN, SD^2)`."""
+
+    def __init__(self, host, module, specification, sd=SD):
+        self.host, self.context, self.sd = host, host.array(np.zeros(1)), sd
+        self.is_vp = specification.sde == "vp"
+
+    def parts(self, noise_sd):
+        """The score is that of `N(a MEAN, a^2 SD^2 + noise_sd^2)`; the start is left out."""
+        left = 1 - noise_sd**2 if self.is_vp else 1 - noise_sd  # of the variance
+        slope = noise_sd / (left * self.sd**2 + noise_sd**2) - noise_sd / (left + noise_sd**2)
+        return slope, -noise_sd / (left * self.sd**2 + noise_sd**2) * left**0.5 * MEAN
+
+    def velocity(self, time, value):
+        slope, constant = self.parts(time[..., None])
+        return slope * value + constant
+
+    def with_divergence(self, time, value, directions):
+        slope, _ = self.parts(time)
+        return self.velocity(time, value), 0 * value[..., 0] + value.shape[-1] * slope
+
+    def per_draw(self):
+        return self
+
+
+def exact_diffusion(host, sde, batch_shape=(), sd=SD, **options):
+    module = host.module("densities.diffusion")
+    spec = host.package.DiffusionDensity(sde=sde, **options)
+    return module.Diffusion(NoiseOfNormal(host, module, spec, sd), batch_shape, 2, spec)
+
+
+@pytest.mark.parametrize("sde", ["vp", pytest.param("sub-vp", marks=pytest.mark.compiles)])
+def test_the_score_of_a_normal_gives_that_normal(host, sde):
+    """With the drift of the reverse diffusion in place of half its score, sds would be far off."""
+    with host.double_precision():
+        flow = exact_diffusion(host, sde, tolerance=1e-9, min_time=1e-6)
+        noise = np.random.default_rng(0).normal(size=(30, 2))
+        drawn, _, log_prob = drawn_and_scored(host, flow, noise)
+        np.testing.assert_allclose(drawn, MEAN + SD * noise, atol=5e-3)  # a little signal at 1
+        np.testing.assert_allclose(log_prob, norm.logpdf(drawn, MEAN, SD).sum(1), atol=2e-2)
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_loss_of_the_best_score_is_what_is_left_to_explain(host, sde):
+    """`E_t a SD^2 / (a SD^2 + sd_t^2)` a coordinate, with what is left of the variance `a`."""
+    num = 20_000
+    flow = exact_diffusion(host, sde, (num,))
+    value = np.random.default_rng(0).normal(MEAN, SD, size=(num, 2))
+    losses = host.training_loss(flow, value).astype(float)
+    time = 1e-3 + (1 - 1e-3) * (np.arange(20_000) + 0.5) / 20_000
+    left = np.exp(-(0.1 * time + 0.5 * 19.9 * time**2))
+    variance = 1 - left if sde == "vp" else (1 - left) ** 2
+    expected = 2 * np.mean(left * SD**2 / (left * SD**2 + variance))
+    error = losses.std() / np.sqrt(num)
+    assert abs(losses.mean() - expected) < 4 * error
+    assert error < 0.02 * expected
+    worse = host.training_loss(exact_diffusion(host, sde, (num,), sd=2 * SD), value)
+    assert worse.mean() > expected + 4 * error
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_score_is_that_of_the_noised_normal(host, sde):
+    flow = exact_diffusion(host, sde)
+    time, value = np.array([0.1, 0.5]), np.array([[0.3, -0.5], [1.0, 0.0]])
+    found = evaluated(host, lambda value: (flow.score(host.array(time), value),), value)[0]
+    left = np.exp(-(0.1 * time + 0.5 * 19.9 * time**2))[:, None]
+    variance = 1 - left if sde == "vp" else (1 - left) ** 2
+    expected = -(value - np.sqrt(left) * MEAN) / (left * SD**2 + variance)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sde": "ve"}, "sde: expected 'vp' or 'sub-vp', got 've'"),
+        ({"beta_min": 0.0}, "beta_min, beta_max: expected positive numbers.* got 0.0 and 20.0"),
+        ({"beta_min": 3.0, "beta_max": 2.0}, "beta_min, beta_max: .* got 3.0 and 2.0"),
+        ({"beta_max": 5.0}, "beta_max: 5.0 leaves 0.078 of the variance .* raise it"),
+        ({"min_time": 0.0}, "min_time: expected between 0 and 1, got 0.0"),
+        ({"num_times": 0}, "num_times: expected at least 1, got 0"),
+    ],
+)
+def test_diffusions_out_of_range(host, options, message):
+    with pytest.raises(ValueError, match=message):
+        host.package.DiffusionDensity(**options)
+
+
 @pytest.mark.parametrize("exponent", [0.0, 2.0])
 def test_loss_of_the_best_velocity_is_what_is_left_to_explain(host, exponent):
     """The conditional variance of the paths' slopes, an integral over times.
@@ -332,6 +440,41 @@ def test_npe_learns_from_the_loss_of_a_density_and_else_from_log_densities(host,
     # Standardised coordinates: an affine map of the logarithm.
     moved = np.diff(losses["u"].ravel()) / np.diff(np.log(latents["u"]))
     np.testing.assert_allclose(moved, moved[0], rtol=1e-3)
+
+
+def estimated_losses(host, rng, event_size, num):
+    """Losses with random directions at one value, and minus its log density."""
+    with host.double_precision():
+        density = random_flow(
+            host, "ContinuousFlowDensity", event_size, trace="hutchinson", num_steps=5
+        )
+        context, value = np.tile(CONTEXT, (num, 1)), np.tile(rng.normal(size=event_size), (num, 1))
+        distribution = density(host.array(context), 0)
+        losses = [host.training_loss(distribution, value, seed) for seed in (0, 0, 1)]
+        exact = -host.density_log_prob(density, context[0], value[0], 0)
+    np.testing.assert_array_equal(losses[0], losses[1])  # the directions of a solve are drawn once
+    return losses[0], losses[2], exact
+
+
+@pytest.mark.compiles
+def test_estimates_of_the_trace_are_unbiased(host, rng):
+    losses, others, exact = estimated_losses(host, rng, 3, 2000)
+    assert np.any(losses != others)
+    error = losses.std() / np.sqrt(len(losses))
+    assert 1e-5 < error < 0.05
+    assert abs(losses.mean() - exact) < 4 * error
+
+
+@pytest.mark.compiles
+def test_random_signs_are_exact_for_one_coordinate(host, rng):
+    """Their squares are one; normal directions would not do."""
+    losses, _, exact = estimated_losses(host, rng, 1, 10)
+    np.testing.assert_allclose(losses, exact, rtol=1e-10)
+
+
+def test_traces_of_another_kind(host):
+    with pytest.raises(ValueError, match="trace: expected 'exact' or 'hutchinson', got 'skilling'"):
+        host.package.ContinuousFlowDensity(trace="skilling")
 
 
 @pytest.mark.compiles

@@ -8,35 +8,50 @@ import pytest
 from tests.backends import host as host_of
 from tests.catalogue import OTHER
 from tests.problems import PROBLEMS
-from tests.statistical.test_expected_gap import assert_small, gap_of
+from tests.statistical.test_expected_gap import (
+    assert_bound_reaches_the_exact_posterior,
+    assert_small,
+    gap_of,
+)
 
 pytestmark = pytest.mark.slow  # a minute of training for each
 
-FAMILIES = {"FlowMatchingDensity": {}}
-# Steps and simulations for each.
-RUNS = {"two_mode_sign": (2500, 256), "linear_gaussian_2": (1500, 128), "parabola": (3000, 128)}
-
-each_family = pytest.mark.parametrize("family", FAMILIES)
+# Options, steps and simulations for each.
+RUNS = {
+    ("FlowMatchingDensity", "two_mode_sign"): ({}, 2500, 256),
+    ("FlowMatchingDensity", "linear_gaussian_2"): ({}, 1500, 128),
+    ("FlowMatchingDensity", "parabola"): ({}, 3000, 128),
+    ("DiffusionDensity", "two_mode_sign"): ({}, 2500, 256),
+    ("DiffusionDensity", "linear_gaussian_2"): ({}, 1500, 128),
+    ("ContinuousFlowDensity", "linear_gaussian_2"): ({"num_steps": 8}, 1000, 128),
+}
 
 
 @cache
 def trained(backend, family, problem):
-    host, (num_steps, num_simulations) = host_of(backend), RUNS[problem]
+    host, (options, num_steps, num_simulations) = host_of(backend), RUNS[family, problem]
     model = getattr(host.models, problem)
-    density = getattr(host.package, family)(**FAMILIES[family])
+    density = getattr(host.package, family)(**options)
     guide = host.guide(model, observed="x", densities=density)
     objective = host.package.NPE(num_simulations)
     return host.fit(model, guide, objective, num_steps=num_steps, learning_rate=2e-3)
 
 
-@each_family
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(("family", "name"), RUNS)
 def test_npe_reaches_the_exact_posterior(host, family, name):
     problem = PROBLEMS[name]
     assert_small(gap_of(host, trained(host.name, family, name), problem), problem, OTHER)
 
 
-@each_family
+def test_elbo_reaches_the_exact_posterior(host):
+    """By gradients through the solver."""
+    density = host.package.ContinuousFlowDensity(num_steps=4)
+    assert_bound_reaches_the_exact_posterior(
+        host, "conjugate_normal", host.trace_elbo(), density=density
+    )
+
+
+@pytest.mark.parametrize("family", [family for family, name in RUNS if name == "two_mode_sign"])
 def test_two_modes_hold_half_of_the_mass_each(host, family):
     """And the bridge between them what the exact posterior has there."""
     amortized = trained(host.name, family, "two_mode_sign")
