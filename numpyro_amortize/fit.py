@@ -32,7 +32,7 @@ from numpyro_amortize.training_step import TrainingStep
 _NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 20, 50  # steps: reports are a few per cent of the time
 _HELD_OUT_KEYS = 8
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
-_CHECKED_SIMULATIONS = 1000
+_CHECKED_STEPS, _MOST_CHECKED = 10, 1000  # simulations before the first step
 
 
 def fit(
@@ -242,7 +242,8 @@ def _sampler_of_calls(
 def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) -> None:
     """Stop before training if some simulations are not finite and nobody said to drop them."""
     args, kwargs = call
-    found = simulate(model, _CHECKED_SIMULATIONS, args=args, kwargs=kwargs, method="vectorized")
+    num_checked = min(_CHECKED_STEPS * objective.num_simulations, _MOST_CHECKED)
+    found = simulate(model, num_checked, args=args, kwargs=kwargs, method="vectorized")
     if found.nonfinite and objective.nonfinite == "raise":
         raise ValueError(nonfinite_message(found))
 
