@@ -47,6 +47,8 @@ CATALOGUE = (
         ("two_mode_sign", "linear_gaussian_2", "parabola"),
         OTHER,
     ),
+    Entry("DistributionDensity", "density", ("conjugate_normal",), GAUSSIAN),
+    Entry("ExternalFlowDensity", "density", ("parabola",), OTHER),
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
     Entry("ContinuousFlowDensity", "density", ("linear_gaussian_2", "conjugate_normal"), OTHER),

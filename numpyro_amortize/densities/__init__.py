@@ -6,6 +6,8 @@ from numpyro_amortize.densities.categorical import CategoricalDensity
 from numpyro_amortize.densities.continuous_flow import ContinuousFlowDensity
 from numpyro_amortize.densities.count import CountDensity
 from numpyro_amortize.densities.diffusion import DiffusionDensity
+from numpyro_amortize.densities.distribution import DistributionDensity
+from numpyro_amortize.densities.external_flow import ExternalFlowDensity
 from numpyro_amortize.densities.flow_matching import FlowMatchingDensity
 from numpyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from numpyro_amortize.densities.mixture import MixtureDensity
@@ -25,6 +27,8 @@ __all__ = [
     "DiffusionDensity",
     "DiscreteDensity",
     "FlowMatchingDensity",
+    "DistributionDensity",
+    "ExternalFlowDensity",
     "LowRankNormalDensity",
     "MixtureDensity",
     "MultivariateNormalDensity",

@@ -6,6 +6,8 @@ from pyro_amortize.densities.categorical import CategoricalDensity
 from pyro_amortize.densities.continuous_flow import ContinuousFlowDensity
 from pyro_amortize.densities.count import CountDensity
 from pyro_amortize.densities.diffusion import DiffusionDensity
+from pyro_amortize.densities.distribution import DistributionDensity
+from pyro_amortize.densities.external_flow import ExternalFlowDensity
 from pyro_amortize.densities.flow_matching import FlowMatchingDensity
 from pyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from pyro_amortize.densities.mixture import MixtureDensity
@@ -25,6 +27,8 @@ __all__ = [
     "DiffusionDensity",
     "DiscreteDensity",
     "FlowMatchingDensity",
+    "DistributionDensity",
+    "ExternalFlowDensity",
     "LowRankNormalDensity",
     "MixtureDensity",
     "MultivariateNormalDensity",
