@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
+from numpyro.distributions import constraints
 from numpyro.primitives import Messenger
 
 from numpyro_amortize.supports import read_support
@@ -49,11 +50,17 @@ class FlatSpheres(Messenger):
         """Put a normal in the place of a site on a sphere."""
         if msg["type"] != "sample":
             return
-        support = read_support(msg["fn"].support)
-        if support is not None and support.kind == "sphere":
+        if _is_sphere(msg["fn"].support):
             reads = sum(0.0 * jnp.sum(leaf) for leaf in jax.tree.leaves(msg["fn"]))
             loc = jnp.zeros(msg["fn"].shape()) + reads
             msg["fn"] = dist.Normal(loc, 1.0).to_event(msg["fn"].event_dim)
+
+
+def _is_sphere(constraint: Any) -> bool:
+    """Whether it is the unit sphere; in a traced run the bounds of others have no values."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is constraints.sphere
 
 
 def _neutral_value(fn: dist.Distribution) -> Any:

@@ -1,11 +1,13 @@
 """Every support: the map goes there and back, its log determinant is right, densities integrate."""
 
 import json
+from importlib import import_module
 
 import numpy as np
 import pytest
 
 from tests.backends import host as host_of
+from tests.conftest import require
 
 # torch 2.13 warns at every draw of a Wishart: it takes regular matrices for singular.
 pytestmark = pytest.mark.filterwarnings("ignore:Singular sample detected:UserWarning")
@@ -475,3 +477,18 @@ def test_unknown_supports_are_none(host):
         unknown += [constraints.complex, constraints.zero_sum(2)]
     read = host.module("supports").read_support
     assert [read(each) for each in unknown] == [None] * len(unknown)
+
+
+def test_bounds_that_the_model_computes():
+    """NumPyro reads dependencies in a traced run, where such bounds have no values."""
+    require("numpyro")
+    host = host_of("numpyro")
+    numpyro, dist = import_module("numpyro"), import_module("numpyro.distributions")
+    jnp = import_module("jax.numpy")
+
+    def model(x=None):
+        theta = numpyro.sample("theta", dist.Uniform(-jnp.ones(2), 1.0).to_event(1))
+        numpyro.sample("x", dist.Normal(theta, 1.0).to_event(1), obs=x)
+
+    guide = host.guide(model, observed="x").setup()
+    assert guide.structure.site("theta").support.lower == -1.0
