@@ -259,6 +259,13 @@ def counts_and_rows(a=None, counts=None):
         pyro.sample("y", dist.Normal(z, 1.0), obs=a)
 
 
+def image_with_holes(is_there, y=None):
+    """A level and the pixels of an image of it that are there, two colours."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pixels = dist.Normal(z[..., None, None, None] + torch.zeros(2, 4, 4), 1.0)
+    pyro.sample("y", pixels.mask(is_there).to_event(3), obs=y)
+
+
 def two_sources(y=None, w=None, num_rows=2):
     """One latent, seen once by `y` and less sharply by the rows of `w`."""
     z = pyro.sample("z", dist.Normal(0.0, 1.0))

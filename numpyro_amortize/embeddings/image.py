@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
+from numpyro_amortize.embeddings.base import Embedding
 from numpyro_amortize.embeddings.pooled_embedding import PooledEmbedding, check_sizes
 from numpyro_amortize.embeddings.pooled_features import EventFeatures
 from numpyro_amortize.networks import Convolution
@@ -24,7 +25,9 @@ class ImageEmbedding(PooledEmbedding):
     a mean weighted by learned attention. What skips the networks is the mean and the spread
     of each colour channel, in place of every pixel.
 
-    Use it for an observed site whose event is one image, shape `(H, W)` or `(C, H, W)`.
+    Use it for an observed site whose event is one image, shape `(H, W)` or `(C, H, W)`. Pixels
+    that are hidden by a mask, declared in the guide's `missing=` and applied by the model, are read
+    as zeros beside the mask as further channels.
 
     Args:
         feature_dim: Number of features per event and per pooled set; chosen from the number of
@@ -33,6 +36,8 @@ class ImageEmbedding(PooledEmbedding):
         num_blocks: Number of residual blocks; the resolution is halved after all but the last.
         hidden_dims: Widths of the hidden layers of all other networks; if None two layers of
             twice `feature_dim`, at least 64.
+        reads_mask: Whether each event comes with which of its values are there. The guide sets
+            it for masks of single positions.
 
     Raises:
         ValueError: If a size is below 1, or, at set-up, if the event is no image.
@@ -50,6 +55,7 @@ class ImageEmbedding(PooledEmbedding):
     num_channels: int = 32
     num_blocks: int = 2
     hidden_dims: tuple[int, ...] | None = None
+    reads_mask: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -65,12 +71,17 @@ class ImageEmbedding(PooledEmbedding):
     ) -> EventFeatures:
         """The network on whole events, with what skips it."""
         layout = _image_layout(event_shape)
-        network = ImageConvolutions(layout[0], self.num_channels, self.num_blocks, rng_key=rng_key)
-        return EventFeatures(network, layout, 0, 2 * self.num_channels)
+        channels = layout[0] * (2 if self.reads_mask else 1)
+        network = ImageConvolutions(channels, self.num_channels, self.num_blocks, rng_key=rng_key)
+        return EventFeatures(network, layout, 0, 2 * self.num_channels, self.reads_mask)
 
     def num_skipped(self, event_shape: tuple[int, ...]) -> int:
         """Number of values of an event that skip its network."""
         return 2 * _image_layout(event_shape)[0]
+
+    def for_masked_events(self, site: str) -> Embedding:
+        """The embedding that reads events followed by which of their positions are there."""
+        return replace(self, reads_mask=True)
 
 
 class ImageConvolutions(eqx.Module):
@@ -107,7 +118,7 @@ class ImageConvolutions(eqx.Module):
         ]
         self.head = Convolution(num_channels, 2 * num_channels, 1, num_dims=2, rng_key=next(keys))
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Array, present: Array | None = None) -> Array:
         """Mean and attended mean over positions, `2 num_channels` features."""
         height, width = images.shape[-2:]
         rows = jnp.linspace(-1.0, 1.0, height, dtype=images.dtype)

@@ -148,8 +148,6 @@ class PerceiverEmbedding(PooledEmbedding):
 
     def for_masked_events(self, site: str) -> Embedding:
         """The embedding that reads events followed by which of their positions are there."""
-        if self.positions == "grid":
-            return super().for_masked_events(site)
         return replace(self, reads_mask=True)
 
     def _layout(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -241,6 +239,7 @@ class Perceiver(eqx.Module):
         if places is not None:
             where = self.positions.features(places)
             elements = jnp.concatenate([elements, where], axis=-1)
+        present = None if present is None else present.reshape(-1)
         read, hidden = self.lift(elements, 0), self.latents
         blocks = iter(self.blocks)
         for cross in self.cross:

@@ -34,8 +34,8 @@ class EventFeatures(eqx.Module):
         layout: Shape in which the network reads an event.
         channel_axis: Axis of the layout that holds channels; None if the event is one channel.
         num_features: Number of features that the network gives.
-        has_mask: Whether the values of a series are followed by which of them are there. The
-            network then gets the mask as further channels, and which steps are there.
+        has_mask: Whether the values of an event are followed by which of them are there. The
+            network then gets the mask as further channels, and which positions are there.
         times_at: Start of the times of the steps of a series in the inputs, or None. The network
             then gets the time and the time since the step before as further channels.
     """
@@ -102,20 +102,24 @@ class EventFeatures(eqx.Module):
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
 
     def _masked(self, values: Array, times: Array | None) -> tuple[Array, Array]:
-        """The same for series whose values are followed by which of them are there."""
-        batch = values.shape[:-1]
+        """The same for events whose values are followed by which of them are there."""
+        batch, axis = values.shape[:-1], 1 + (self.channel_axis or 0)
         events, mask = (part.reshape(-1, *self.layout) for part in jnp.split(values, 2, axis=-1))
-        read = jnp.concatenate([jnp.arcsinh(events), mask], axis=-1)
-        present = jnp.max(mask, axis=-1) > 0
+        read = jnp.concatenate([jnp.arcsinh(events), mask], axis=axis)
+        present = jnp.max(mask, axis=axis) > 0
         if times is not None:
             channels = _time_channels(times.reshape(len(read), -1), present)
             read = jnp.concatenate([read, channels], axis=-1)
         network: Any = self.network
         features = jax.vmap(network)(read, present)
-        counts = jnp.maximum(jnp.sum(mask, axis=1), 1.0)
-        mean = jnp.sum(events * mask, axis=1) / counts
-        square = mask * (events - mean[:, None]) ** 2
-        spread = jnp.sqrt(jnp.sum(square, axis=1) / counts + 1e-12)
+        values, there = (
+            jnp.moveaxis(part, axis, 1).reshape(len(part), part.shape[axis], -1)
+            for part in (events, mask)
+        )
+        counts = jnp.maximum(jnp.sum(there, axis=-1), 1.0)
+        mean = jnp.sum(values * there, axis=-1) / counts
+        square = there * (values - mean[..., None]) ** 2
+        spread = jnp.sqrt(jnp.sum(square, axis=-1) / counts + 1e-12)
         moments = jnp.concatenate([mean, spread], axis=-1)
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from pyro_amortize.embeddings.base import Embedding
 from pyro_amortize.embeddings.pooled_embedding import PooledEmbedding, check_sizes
 from pyro_amortize.embeddings.pooled_features import EventFeatures
 from pyro_amortize.networks import Convolution
@@ -23,7 +24,9 @@ class ImageEmbedding(PooledEmbedding):
     a mean weighted by learned attention. What skips the networks is the mean and the spread
     of each colour channel, in place of every pixel.
 
-    Use it for an observed site whose event is one image, shape `(H, W)` or `(C, H, W)`.
+    Use it for an observed site whose event is one image, shape `(H, W)` or `(C, H, W)`. Pixels
+    that are hidden by a mask, declared in the guide's `missing=` and applied by the model, are read
+    as zeros beside the mask as further channels.
 
     Args:
         feature_dim: Number of features per event and per pooled set; chosen from the number of
@@ -32,6 +35,8 @@ class ImageEmbedding(PooledEmbedding):
         num_blocks: Number of residual blocks; the resolution is halved after all but the last.
         hidden_dims: Widths of the hidden layers of all other networks; if None two layers of
             twice `feature_dim`, at least 64.
+        reads_mask: Whether each event comes with which of its values are there. The guide sets
+            it for masks of single positions.
 
     Raises:
         ValueError: If a size is below 1, or, at set-up, if the event is no image.
@@ -49,6 +54,7 @@ class ImageEmbedding(PooledEmbedding):
     num_channels: int = 32
     num_blocks: int = 2
     hidden_dims: tuple[int, ...] | None = None
+    reads_mask: bool = False
 
     def __post_init__(self) -> None:
         check_sizes(
@@ -62,12 +68,17 @@ class ImageEmbedding(PooledEmbedding):
     def event_features(self, event_shape: tuple[int, ...], feature_dim: int) -> EventFeatures:
         """The network on whole events, with what skips it."""
         layout = _image_layout(event_shape)
-        network = ImageConvolutions(layout[0], self.num_channels, self.num_blocks)
-        return EventFeatures(network, layout, 0, 2 * self.num_channels)
+        channels = layout[0] * (2 if self.reads_mask else 1)
+        network = ImageConvolutions(channels, self.num_channels, self.num_blocks)
+        return EventFeatures(network, layout, 0, 2 * self.num_channels, self.reads_mask)
 
     def num_skipped(self, event_shape: tuple[int, ...]) -> int:
         """Number of values of an event that skip its network."""
         return 2 * _image_layout(event_shape)[0]
+
+    def for_masked_events(self, site: str) -> Embedding:
+        """The embedding that reads events followed by which of their positions are there."""
+        return replace(self, reads_mask=True)
 
 
 class ImageConvolutions(nn.Module):
@@ -94,7 +105,7 @@ class ImageConvolutions(nn.Module):
         )
         self.head = Convolution(num_channels, 2 * num_channels, 1, num_dims=2)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, present: Tensor | None = None) -> Tensor:
         """Mean and attended mean over positions, `2 num_channels` features."""
         height, width = images.shape[-2:]
         rows = torch.linspace(-1.0, 1.0, height, dtype=images.dtype, device=images.device)

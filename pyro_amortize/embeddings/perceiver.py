@@ -143,8 +143,6 @@ class PerceiverEmbedding(PooledEmbedding):
 
     def for_masked_events(self, site: str) -> Embedding:
         """The embedding that reads events followed by which of their positions are there."""
-        if self.positions == "grid":
-            return super().for_masked_events(site)
         return replace(self, reads_mask=True)
 
     def _layout(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -231,6 +229,7 @@ class Perceiver(nn.Module):
         if places is not None:
             where = self.positions.features(places)
             elements = torch.cat([elements, where.expand(*elements.shape[:-1], -1)], -1)
+        present = None if present is None else present.flatten(1)
         read = self.lift(elements, 0)
         hidden = self.latents.expand(len(read), -1, -1)
         blocks = iter(cast(Sequence[AttentionBlock], self.blocks))

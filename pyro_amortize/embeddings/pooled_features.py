@@ -31,8 +31,8 @@ class EventFeatures(nn.Module):
         layout: Shape in which the network reads an event.
         channel_axis: Axis of the layout that holds channels; None if the event is one channel.
         num_features: Number of features that the network gives.
-        has_mask: Whether the values of a series are followed by which of them are there. The
-            network then gets the mask as further channels, and which steps are there.
+        has_mask: Whether the values of an event are followed by which of them are there. The
+            network then gets the mask as further channels, and which positions are there.
         times_at: Start of the times of the steps of a series in the inputs, or None. The network
             then gets the time and the time since the step before as further channels.
     """
@@ -103,18 +103,20 @@ class EventFeatures(nn.Module):
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
 
     def _masked(self, values: Tensor, times: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same for series whose values are followed by which of them are there."""
-        batch = values.shape[:-1]
+        """The same for events whose values are followed by which of them are there."""
+        batch, axis = values.shape[:-1], 1 + (self.channel_axis or 0)
         events, mask = (part.reshape(-1, *self.layout) for part in values.chunk(2, -1))
-        read = torch.cat([torch.asinh(events), mask], -1)
-        present = mask.amax(-1) > 0
+        read = torch.cat([torch.asinh(events), mask], axis)
+        present = mask.amax(axis) > 0
         if times is not None:
             channels = _time_channels(times.reshape(len(read), -1), present)
             read = torch.cat([read, channels], -1)
         features = self.network(read, present)
-        counts = mask.sum(1).clamp(min=1.0)
-        mean = (events * mask).sum(1) / counts
-        spread = torch.sqrt((mask * (events - mean[:, None]) ** 2).sum(1) / counts + 1e-12)
+        values, there = (part.movedim(axis, 1).flatten(2) for part in (events, mask))
+        counts = there.sum(-1).clamp(min=1.0)
+        mean = (values * there).sum(-1) / counts
+        square = there * (values - mean[..., None]) ** 2
+        spread = torch.sqrt(square.sum(-1) / counts + 1e-12)
         moments = torch.cat([mean, spread], -1)
         return features.reshape(*batch, -1), moments.reshape(*batch, -1)
 

@@ -249,6 +249,34 @@ def test_hidden_positions_of_a_vector_change_nothing(host, rng):
     np.testing.assert_allclose(expected[:, -2], means, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "kind", ["ImageEmbedding", pytest.param("PerceiverEmbedding", marks=pytest.mark.compiles)]
+)
+def test_hidden_pixels_of_an_image(host, kind):
+    """What they are changes nothing, that they are hidden does; evidence from what is there."""
+    model, own = host.models.image_with_holes, {"num_channels": 4}
+    if kind == "PerceiverEmbedding":
+        own = SMALL | {"positions": "grid"}
+    embedding = getattr(host.package, kind)(feature_dim=4, hidden_dims=(8,), **own)
+    density = host.package.NormalDensity(hidden_dims=(8,))
+    options = {"embedding": embedding, "densities": density, "missing": {"is_there": "y"}}
+    rng = np.random.default_rng(0)
+    y, there = rng.normal(size=(2, 4, 4)), rng.uniform(size=(2, 4, 4)) < 0.6
+    guide = host.guide(model, observed="y", **options)
+    amortized = host.scrambled(model, guide, host.array(there), scale=0.1)
+    latents = {"z": rng.normal(size=5)}
+
+    def found(y, there):
+        return host.log_prob(amortized.at(host.array(there), y=host.array(y)), latents)
+
+    expected = found(y, there)
+    np.testing.assert_allclose(found(np.where(there, y, 9.0), there), expected, rtol=1e-5)
+    assert np.isfinite(found(y, np.zeros_like(there))).all()
+    other = there.copy()
+    other[tuple(np.argwhere(there)[0])] = False
+    assert np.abs(found(y, other) - expected).max() > 1e-5
+
+
 @pytest.mark.compiles
 def test_series_with_a_covariate_in_a_plate(host, tmp_path):
     model, weight = host.models.panels, host.array(WEIGHT)

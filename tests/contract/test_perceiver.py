@@ -165,9 +165,3 @@ def test_cost_is_linear_in_the_elements():
 def test_what_is_refused(host, options, event_shape, match):
     with pytest.raises(ValueError, match=match):
         host.package.PerceiverEmbedding(**options).num_skipped(event_shape)
-
-
-def test_hidden_pixels(host):
-    spec = host.package.PerceiverEmbedding("grid")
-    with pytest.raises(ValueError, match="embedding of site 'y': PerceiverEmbedding reads whole"):
-        spec.for_masked_events("y")

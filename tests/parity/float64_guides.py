@@ -116,6 +116,12 @@ def blob(rng, kind="ImageEmbedding", **settings):
     return (), options, {"z": rng.normal(size=(5, 2))}, {"y": rng.normal(size=(5, 8, 8))}
 
 
+def holes_in_images(rng):
+    there = rng.uniform(size=(2, 4, 4)) < 0.7
+    options = {"missing": {"is_there": "y"}, "embedding": ("ImageEmbedding", {})}
+    return (there,), options, {"z": rng.normal(size=5)}, {"y": rng.normal(size=(5, 2, 4, 4))}
+
+
 def discrete(rng):
     latents = {
         "flag": rng.integers(0, 2, size=5),
@@ -147,20 +153,16 @@ CASES = {
     "crossed_effects": crossed,
     "grouped_normal": grouped,
     "rows_of_any_number": holes,
-    "rows_of_any_number__attention": lambda rng: with_options(holes(rng), attention()),
     "grouped_normal__attention": lambda rng: with_options(grouped(rng), attention()),
     "headings": directions,
     "autoregression": series,
     "autoregression__recurrent": lambda rng: series(rng, kind="recurrent"),
-    "autoregression__transformer": lambda rng: series(rng, kind="transformer"),
-    "slopes": slopes,
     "slopes__transformer": lambda rng: slopes(rng, **TRANSFORMER),
     "panels": panels,
     "blob_image": blob,
-    "blob_image__vector": lambda rng: blob(rng, "MLPEmbedding"),
     "blob_image__vector_tanh": lambda rng: blob(rng, "MLPEmbedding", activation="gelu_tanh"),
     "blob_image__perceiver": lambda rng: blob(rng, "PerceiverEmbedding", positions="grid"),
-    "slopes__perceiver": lambda rng: slopes(rng, "PerceiverEmbedding", positions="time"),
+    "image_with_holes": holes_in_images,
     "wide_supports": families,
 }
 

@@ -15,6 +15,9 @@ pytestmark = pytest.mark.slow
 
 NUM_DRAWS = 4000
 SLOPES = PROBLEMS["slopes"]
+TRANSFORMER = {"kind": "transformer", "num_channels": 16, "num_layers": 1}
+PERCEIVER = {"num_channels": 32, "num_latents": 8, "num_cross": 1, "num_blocks": 1}
+GRID = {"positions": "grid"}
 ATTENTION = {"pooling": "attention"}
 # Problem, embedding and its options, simulations per step, steps, learning rate.
 RUNS = {
@@ -31,7 +34,7 @@ RUNS = {
     "times": ("slopes", "SequenceEmbedding", {"times": "times"}, 32, 3000, 2e-3),
     "attention": ("contaminated_normal", "PlateEmbedding", ATTENTION, 128, 4000, 1e-3),
     "vector": ("blob_image", "MLPEmbedding", {}, 256, 4000, 2e-3),
-    "perceiver": ("blob_image", "PerceiverEmbedding", {"positions": "grid"}, 128, 4000, 1e-3),
+    "perceiver": ("blob_image", "PerceiverEmbedding", PERCEIVER | GRID, 128, 4000, 2e-3),
     "image": ("blob_image", "ImageEmbedding", {}, 256, 4000, 2e-3),
 }
 # Arguments of the model that change from step to step, and of the guide.
@@ -101,7 +104,7 @@ def trained_on_sets(backend):
         model,
         observed="x",
         missing={"is_there": "x"},
-        embedding=host.package.PerceiverEmbedding(),
+        embedding=host.package.PerceiverEmbedding(**PERCEIVER),
         densities=host.package.NormalDensity(),
     )
     objective = host.package.NPE(64, model_args=host.model_args(draw))
