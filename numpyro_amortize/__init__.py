@@ -4,6 +4,7 @@ from numpyro_amortize.decoders import InverseLipschitzDecoder
 from numpyro_amortize.densities import (
     AffineFlowDensity,
     CategoricalDensity,
+    ConsistencyDensity,
     ContinuousFlowDensity,
     CountDensity,
     DiffusionDensity,
@@ -61,6 +62,7 @@ __all__ = [
     "AmortizedGuide",
     "AmortizedPosterior",
     "CategoricalDensity",
+    "ConsistencyDensity",
     "ContinuousFlowDensity",
     "CountDensity",
     "DataEmphasizedELBO",

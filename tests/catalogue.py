@@ -51,6 +51,7 @@ CATALOGUE = (
     Entry("ExternalFlowDensity", "density", ("parabola",), OTHER),
     Entry("ImageEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("CategoricalDensity", "density", ("mixture_assignments", "regimes", "switches"), OTHER),
+    Entry("ConsistencyDensity", "density", ("two_mode_sign",), OTHER),
     Entry("ContinuousFlowDensity", "density", ("linear_gaussian_2", "conjugate_normal"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),
     Entry("DIPELBO", "objective", ("conjugate_normal",), GAUSSIAN),

@@ -3,6 +3,7 @@
 from numpyro_amortize.densities.affine_flow import AffineFlowDensity
 from numpyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from numpyro_amortize.densities.categorical import CategoricalDensity
+from numpyro_amortize.densities.consistency import ConsistencyDensity
 from numpyro_amortize.densities.continuous_flow import ContinuousFlowDensity
 from numpyro_amortize.densities.count import CountDensity
 from numpyro_amortize.densities.diffusion import DiffusionDensity
@@ -21,6 +22,7 @@ __all__ = [
     "AnyDensity",
     "CategoricalDensity",
     "ConditionalDensity",
+    "ConsistencyDensity",
     "ContinuousFlowDensity",
     "CountDensity",
     "Density",

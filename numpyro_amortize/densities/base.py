@@ -63,8 +63,8 @@ class OwnLoss(Protocol):
 class Density(ABC):
     """A specification of a density family for continuous sites; sizes come from the model.
 
-    Subclasses are frozen dataclasses. Whatever they build has an exact log density and
-    reparameterised draws.
+    Subclasses are frozen dataclasses. Whatever they build has reparameterised draws and an exact
+    log density, unless its distributions say `has_log_prob = False`.
     """
 
     @abstractmethod
@@ -120,6 +120,22 @@ class DiscreteDensity(ABC):
 
 
 AnyDensity = Density | DiscreteDensity
+
+
+def check_has_log_prob(name: str, density: Any) -> None:
+    """Raise a TypeError if the density of a site has draws alone.
+
+    Args:
+        name: Name of the site.
+        density: What a conditional density gave.
+    """
+    if not getattr(density, "has_log_prob", True):
+        family = type(getattr(density, "specification", density)).__name__
+        raise TypeError(
+            f"site '{name}': its density ({family}) has draws and no log density, "
+            "which bounds, weights and log_prob need. Train it by NPE() and use its draws, or give "
+            "the site a density that has one, as FlowMatchingDensity or SplineFlowDensity"
+        )
 
 
 class FlowStep(Protocol):
@@ -249,6 +265,11 @@ class SiteDistribution(dist.Distribution):
         return bool(self.base.has_rsample)
 
     @property
+    def has_log_prob(self) -> bool:
+        """Whether there is a log density beside the draws."""
+        return bool(getattr(self.base, "has_log_prob", True))
+
+    @property
     def support(self) -> Any:
         """The constraint of the site."""
         constraint = self.site.support.constraint()
@@ -264,6 +285,8 @@ class SiteDistribution(dist.Distribution):
     ) -> tuple[Array, list[Any]]:
         """Draws, and their log density as the one intermediate."""
         coordinates, inner = self.base.sample_with_intermediates(key, sample_shape)
+        if not self.has_log_prob:
+            return self.from_coordinates(coordinates, jnp.zeros(()))[0], []
         log_prob = self.base.log_prob(coordinates, *([inner] if inner else []))
         value, log_prob = self.from_coordinates(coordinates, log_prob)
         return value, [log_prob]
@@ -285,6 +308,7 @@ class SiteDistribution(dist.Distribution):
         """Log density in the constrained space in nats, shape `(*batch,)`."""
         if intermediates:
             return intermediates[0]
+        check_has_log_prob(self.site.name, self.base)
         batch_dims = value.ndim - len(self.batch_shape) - len(self.event_shape)
         batch_dims += max(len(self.base.batch_shape) - self.structure.max_plate_nesting, 0)
         coordinates, log_det = pack(self.structure, self.site, value, batch_dims)

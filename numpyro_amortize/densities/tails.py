@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.scipy import stats
 
-from numpyro_amortize.densities.base import SiteDistribution, as_flow
+from numpyro_amortize.densities.base import SiteDistribution, as_flow, check_has_log_prob
 
 DEGREES = 5  # of freedom of the heavy noise
 
@@ -31,8 +31,17 @@ def draw_with_tails(
     Returns:
         The value, its log density in the guide and `log_tail`, both `(*batch,)` in nats. A
         density without normal noise, such as one of whole numbers, has only its own draws, and
-        `log_tail` is 0.
+        `log_tail` is 0. The log density of draws that have none is NaN.
+
+    Raises:
+        TypeError: If there is no log density and the draw is one of a mixture with heavy tails.
     """
+    if isinstance(distribution, SiteDistribution) and not distribution.has_log_prob:
+        if is_heavy is not None:
+            check_has_log_prob(distribution.site.name, distribution.base)
+        value = distribution.sample(rng_key)
+        log_prob = jnp.full(distribution.batch_shape, jnp.nan, value.dtype)
+        return value, log_prob, jnp.zeros_like(log_prob)
     if isinstance(distribution, SiteDistribution):
         flow = as_flow(distribution.base)
         if flow is not None:

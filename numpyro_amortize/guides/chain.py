@@ -18,6 +18,7 @@ from numpyro_amortize.densities.base import (
     ConditionalDensity,
     DiscreteDensity,
     OwnLoss,
+    check_has_log_prob,
     site_distribution,
 )
 from numpyro_amortize.densities.coupling import RankOneCoupling
@@ -280,6 +281,8 @@ class PosteriorChain(eqx.Module):
                 continue
             if sites[0].coupled:
                 density = self._coupled(group, density, inputs, contexts)
+            for name in names:
+                check_has_log_prob(name, density)
             log_prob = density.log_prob(values)
             for index, (name, (_, scale)) in enumerate(zip(names, moments, strict=True)):
                 jacobian = jnp.sum(jnp.log(scale), axis=-1) + packed[name][1]

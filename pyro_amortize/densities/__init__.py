@@ -3,6 +3,7 @@
 from pyro_amortize.densities.affine_flow import AffineFlowDensity
 from pyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from pyro_amortize.densities.categorical import CategoricalDensity
+from pyro_amortize.densities.consistency import ConsistencyDensity
 from pyro_amortize.densities.continuous_flow import ContinuousFlowDensity
 from pyro_amortize.densities.count import CountDensity
 from pyro_amortize.densities.diffusion import DiffusionDensity
@@ -21,6 +22,7 @@ __all__ = [
     "AnyDensity",
     "CategoricalDensity",
     "ConditionalDensity",
+    "ConsistencyDensity",
     "ContinuousFlowDensity",
     "CountDensity",
     "Density",

@@ -62,8 +62,8 @@ class OwnLoss(Protocol):
 class Density(ABC):
     """A specification of a density family for continuous sites; sizes come from the model.
 
-    Subclasses are frozen dataclasses. Whatever they build has an exact log density and
-    reparameterised draws.
+    Subclasses are frozen dataclasses. Whatever they build has reparameterised draws and an exact
+    log density, unless its distributions say `has_log_prob = False`.
     """
 
     @abstractmethod
@@ -110,6 +110,22 @@ class DiscreteDensity(ABC):
 
 
 AnyDensity = Density | DiscreteDensity
+
+
+def check_has_log_prob(name: str, density: Any) -> None:
+    """Raise a TypeError if the density of a site has draws alone.
+
+    Args:
+        name: Name of the site.
+        density: What a conditional density gave.
+    """
+    if not getattr(density, "has_log_prob", True):
+        family = type(getattr(density, "specification", density)).__name__
+        raise TypeError(
+            f"site '{name}': its density ({family}) has draws and no log density, "
+            "which bounds, weights and log_prob need. Train it by NPE() and use its draws, or give "
+            "the site a density that has one, as FlowMatchingDensity or SplineFlowDensity"
+        )
 
 
 class FlowStep(Protocol):
@@ -246,6 +262,7 @@ class SiteDistribution(TorchDistribution):
             aligned[structure.plates[plate].dim] = 1
         self.base = base.expand(torch.Size(aligned))
         self.has_rsample = bool(base.has_rsample)  # not of whole numbers
+        self.has_log_prob = bool(getattr(base, "has_log_prob", True))
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size(site.event_shape), validate_args=False)
 
@@ -274,12 +291,13 @@ class SiteDistribution(TorchDistribution):
 
     def from_coordinates(self, coordinates: Tensor, sample_shape: Any = ()) -> Tensor:
         """Values on the support, from coordinates; their log density is kept for `log_prob`."""
-        log_prob = self.base.log_prob(coordinates)
         value, log_det = unpack(self.structure, self.site, self.loc + self.scale * coordinates)
-        log_prob = log_prob - torch.log(self.scale).sum(-1) - log_det
         value = value.reshape(self.shape(sample_shape))
         if self.site.support.is_discrete:
             value = value.to(value_dtype(self.site.support))
+        if not self.has_log_prob:
+            return value
+        log_prob = self.base.log_prob(coordinates) - torch.log(self.scale).sum(-1) - log_det
         batch_dims = len(torch.Size(sample_shape)) + len(self.batch_shape)
         self._drawn = value, self.per_element(log_prob, batch_dims)
         return value
@@ -288,6 +306,7 @@ class SiteDistribution(TorchDistribution):
         """Log density in the constrained space in nats, shape `(*batch,)`."""
         if self._drawn is not None and value is self._drawn[0]:
             return self._drawn[1]
+        check_has_log_prob(self.site.name, self.base)
         plate_dims = value.ndim - len(self.event_shape)
         batch_dims = max(plate_dims - self.structure.max_plate_nesting, 0)
         coordinates, log_det = pack(self.structure, self.site, value, batch_dims)

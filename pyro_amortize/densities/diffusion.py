@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,10 @@ class DiffusionDensity(Density):
     describes is the posterior with noise of `sd_t` at `min_time` added, 0.01 in units of the
     standardised spread by default for `"vp"`; lower `min_time` for narrower posteriors.
 
+    With `sampler="sde"`, draws follow the diffusion itself backward, `dz = -(b z / 2 + g^2 s) dt +
+    g dW`, whose noise forgives errors of the score. They have no log density, and bounds,
+    importance weights and `log_prob` refuse them.
+
     Args:
         hidden_dims: Widths of the hidden layers.
         sde: `"vp"`, which preserves unit variance, or `"sub-vp"`, whose variance is below it.
@@ -49,6 +53,8 @@ class DiffusionDensity(Density):
         tolerance: Largest error of a step of the solver, which chooses its steps. In a batch, all
             draws take the steps of the most difficult one.
         num_steps: A fixed number of steps in place of the tolerance.
+        sampler: `"ode"`, or `"sde"` for draws without a density.
+        num_sde_steps: Number of steps of the latter, by Euler and Maruyama.
 
     Raises:
         ValueError: If an argument is out of range, or if the rates leave too much of the values at
@@ -74,6 +80,8 @@ class DiffusionDensity(Density):
     num_times: int = 8
     tolerance: float = 1e-5
     num_steps: int | None = None
+    sampler: Literal["ode", "sde"] = "ode"
+    num_sde_steps: int = 500
 
     def __post_init__(self) -> None:
         if self.sde not in ("vp", "sub-vp"):
@@ -92,8 +100,11 @@ class DiffusionDensity(Density):
             )
         if not 0 < self.min_time < 1:
             raise ValueError(f"min_time: expected between 0 and 1, got {self.min_time}")
-        if self.num_times < 1:
-            raise ValueError(f"num_times: expected at least 1, got {self.num_times}")
+        for name in ("num_times", "num_sde_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.sampler not in ("ode", "sde"):
+            raise ValueError(f"sampler: expected 'ode' or 'sde', got {self.sampler!r}")
         Solver(self.tolerance, self.num_steps)
 
     def build(self, num_sites: int, event_size: int, context_size: int) -> ConditionalDensity:
@@ -113,8 +124,9 @@ class ConditionalDiffusion(ConditionalDensity):
 
     def forward(self, context: Tensor, index: int | None = None) -> Diffusion:
         """The densities given contexts."""
-        network = TimeNetwork(self.network, context, index)
-        return Diffusion(network, context.shape[:-1], self.event_size, self.specification)
+        network, own = TimeNetwork(self.network, context, index), self.specification
+        kind = Diffusion if own.sampler == "ode" else StochasticDiffusion
+        return kind(network, context.shape[:-1], self.event_size, own)
 
 
 class Schedule:
@@ -240,3 +252,47 @@ class Diffusion(FlowDistribution):
         noised = left[..., None] * value[..., None, :] + sd[..., None] * noise
         network = NoiseNetwork(self.network.per_draw(), self.schedule)
         return ((network.noise(time, noised) - noise) ** 2).sum(-1).mean(-1)
+
+
+class StochasticDiffusion(Diffusion):
+    """Draws by the diffusion itself, run backward; no log density.
+
+    Arguments are those of `Diffusion`.
+    """
+
+    has_log_prob = False
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> StochasticDiffusion:
+        """The same sampler with more batch axes; draws along them are independent."""
+        size = self.event_shape[0]
+        return StochasticDiffusion(self.network, tuple(batch_shape), size, self.specification)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of shape `(*sample_shape, *batch, size)`, differentiable."""
+        value, context = self.noise(sample_shape), self.network.context
+        own = self.specification
+        roots = torch.linspace(1.0, math.sqrt(own.min_time), own.num_sde_steps + 1).to(context)
+        for first, last in zip(roots[:-1] ** 2, roots[1:] ** 2, strict=True):
+            value = self.step_back(value, torch.randn_like(value), first, first - last)
+        return value
+
+    def step_back(self, value: Tensor, noise: Tensor, time: Tensor, length: Tensor) -> Tensor:
+        """One step of the diffusion from a time to an earlier one.
+
+        Args:
+            value: Where it is, shape `(*batch, size)`.
+            noise: Standard normal numbers of this shape.
+            time: The time there.
+            length: How much earlier the other is.
+        """
+        squared = self.schedule.squared_diffusion(time)
+        change = 0.5 * self.schedule.rate(time) * value + squared * self.score(time, value)
+        return value + length * change + torch.sqrt(length * squared) * noise
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Refused.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("DiffusionDensity(sampler='sde') has no log density; sampler='ode' has one")

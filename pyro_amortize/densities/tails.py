@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_amortize.densities.base import SiteDistribution, as_flow
+from pyro_amortize.densities.base import SiteDistribution, as_flow, check_has_log_prob
 
 DEGREES = 5  # of freedom of the heavy noise
 
@@ -28,8 +28,17 @@ def draw_with_tails(distribution: Any, is_heavy: Tensor | None) -> tuple[Tensor,
     Returns:
         The value, its log density in the guide and `log_tail`, both `(*batch,)` in nats. A
         density without normal noise, such as one of whole numbers, has only its own draws, and
-        `log_tail` is 0.
+        `log_tail` is 0. The log density of draws that have none is NaN.
+
+    Raises:
+        TypeError: If there is no log density and the draw is one of a mixture with heavy tails.
     """
+    if isinstance(distribution, SiteDistribution) and not distribution.has_log_prob:
+        if is_heavy is not None:
+            check_has_log_prob(distribution.site.name, distribution.base)
+        value = distribution()
+        log_prob = value.new_full(value.shape[: len(distribution.batch_shape)], torch.nan)
+        return value, log_prob, torch.zeros_like(log_prob)
     if isinstance(distribution, SiteDistribution):
         flow = as_flow(distribution.base)
         if flow is not None:

@@ -15,6 +15,7 @@ from pyro_amortize.densities.base import (
     ConditionalDensity,
     DiscreteDensity,
     OwnLoss,
+    check_has_log_prob,
     site_distribution,
 )
 from pyro_amortize.densities.coupling import RankOneCoupling
@@ -281,6 +282,8 @@ class PosteriorChain(nn.Module):
             if sites[0].coupled:
                 common = torch.stack([contexts.common[name] for name in names])
                 density = self._coupled(group, density, inputs, common)
+            for name in names:
+                check_has_log_prob(name, density)
             log_prob = density.log_prob(values)
             for index, (name, (_, scale)) in enumerate(zip(names, moments, strict=True)):
                 jacobian = torch.log(scale).sum(-1) + packed[name][1]

@@ -327,10 +327,10 @@ class NoiseOfNormal:
         return self
 
 
-def exact_diffusion(host, sde, batch_shape=(), sd=SD, **options):
+def exact_diffusion(host, sde, batch_shape=(), sd=SD, kind="Diffusion", **options):
     module = host.module("densities.diffusion")
     spec = host.package.DiffusionDensity(sde=sde, **options)
-    return module.Diffusion(NoiseOfNormal(host, module, spec, sd), batch_shape, 2, spec)
+    return getattr(module, kind)(NoiseOfNormal(host, module, spec, sd), batch_shape, 2, spec)
 
 
 @pytest.mark.parametrize("sde", ["vp", pytest.param("sub-vp", marks=pytest.mark.compiles)])
@@ -342,6 +342,32 @@ def test_the_score_of_a_normal_gives_that_normal(host, sde):
         drawn, _, log_prob = drawn_and_scored(host, flow, noise)
         np.testing.assert_allclose(drawn, MEAN + SD * noise, atol=5e-3)  # a little signal at 1
         np.testing.assert_allclose(log_prob, norm.logpdf(drawn, MEAN, SD).sum(1), atol=2e-2)
+
+
+@pytest.mark.parametrize("sde", ["vp", pytest.param("sub-vp", marks=pytest.mark.compiles)])
+def test_the_diffusion_itself_leads_back_to_the_normal(host, sde):
+    """Mean and sd of 20,000 draws in 200 steps; half of the score would leave them too wide."""
+    num = 20_000
+    flow = exact_diffusion(host, sde, (num,), num_sde_steps=200, kind="StochasticDiffusion")
+    assert flow.has_rsample
+    draws = host.draws(flow, 1)[0].astype(float)
+    assert draws.shape == (num, 2)
+    np.testing.assert_allclose(draws.mean(0), MEAN, atol=0.01 + 4 * SD / np.sqrt(num))
+    np.testing.assert_allclose(draws.std(0), SD, rtol=0.03)
+    with pytest.raises(TypeError, match="DiffusionDensity.sampler='sde'. has no log density"):
+        flow.log_prob(host.array(draws))
+
+
+@pytest.mark.compiles
+def test_draws_of_the_diffusion_itself_have_no_weights(host):
+    model, package = host.models.parabola, host.package
+    spec = specification(host, "DiffusionDensity", sampler="sde", num_sde_steps=5)
+    guide = small_guide(host, model, observed="x", densities=spec)
+    posterior = host.fit(model, guide, package.NPE(16), num_steps=2).at(x=host.array(np.array(0.7)))
+    draws = host.sample(posterior, 20)
+    assert np.all(np.isfinite(draws["z"]))
+    with pytest.raises(TypeError, match="site 'z': its density .DiffusionDensity. has draws and"):
+        host.log_prob(posterior, draws)
 
 
 @pytest.mark.parametrize("sde", SDES)
@@ -382,6 +408,8 @@ def test_score_is_that_of_the_noised_normal(host, sde):
         ({"beta_max": 5.0}, "beta_max: 5.0 leaves 0.078 of the variance .* raise it"),
         ({"min_time": 0.0}, "min_time: expected between 0 and 1, got 0.0"),
         ({"num_times": 0}, "num_times: expected at least 1, got 0"),
+        ({"num_sde_steps": 0}, "num_sde_steps: expected at least 1, got 0"),
+        ({"sampler": "ddim"}, "sampler: expected 'ode' or 'sde', got 'ddim'"),
     ],
 )
 def test_diffusions_out_of_range(host, options, message):

@@ -36,7 +36,20 @@ def test_flows_along_an_equation_have_the_same_numbers(family, options):
     assert_same_numbers(make, rtol=1e-9 if "num_steps" in options else 1e-6)
 
 
-def assert_same_numbers(make_flow, rtol):
+def test_consistency_maps_have_the_same_numbers():
+    def make(host, event_size, num_sites):
+        spec = host.package.ConsistencyDensity(hidden_dims=(16,), num_draw_steps=3)
+        density = host.build_density(spec, num_sites, event_size, CONTEXT_SIZE)
+        return host.scrambled_density(density, 0.3)
+
+    def draws(host, density, context):
+        noise = np.random.default_rng(1).normal(size=(3, NUM_SITES, 5, EVENT_SIZE))
+        return evaluated(host, lambda e: (density(context).from_noise(e),), noise)
+
+    assert_same_numbers(make, rtol=1e-9, of_flow=draws)
+
+
+def assert_same_numbers(make_flow, rtol, of_flow=None):
     require("numpyro")
     require("pyro")
     theirs, ours = host_of("numpyro"), host_of("pyro")
@@ -58,6 +71,9 @@ def assert_same_numbers(make_flow, rtol):
             return distribution.log_prob(inputs), *drawn
 
         for host, density in ((theirs, first), (ours, second)):
+            if of_flow is not None:
+                found[host.name] = of_flow(host, density, host.array(context))
+                continue
             found[host.name] = evaluated(host, partial(numbers, host, density), value)
     for one, other in zip(found["numpyro"], found["pyro"], strict=True):
         assert one.dtype == other.dtype == np.float64
