@@ -35,6 +35,7 @@ class FlowMatchingDensity(Density):
     passes of the network, and with densities each for every coordinate. Prefer `SplineFlowDensity`
     for one or two coordinates, or where draws must be quick. Bounds train it too, through the
     solver, which is slow: train by `NPE`. Its divergence is exact, so that importance weights are.
+    Elements of crossed plates stay independent, as its loss would not train what couples them.
 
     Args:
         hidden_dims: Widths of the hidden layers.

@@ -38,8 +38,8 @@ class ConsistencyDensity(Density):
 
     Use it where draws are all that is needed and must be quick, for many coordinates: a draw of
     `FlowMatchingDensity` takes ten times as many passes, but has a density that weights can
-    correct. Check it by `check_calibration` or on simulations, as nothing else tells how far to
-    trust it.
+    correct. Compare its draws with the latents of fresh simulations, as nothing else tells how far
+    to trust them.
 
     Args:
         hidden_dims: Widths of the hidden layers.

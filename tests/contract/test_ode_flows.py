@@ -27,6 +27,12 @@ FAMILIES = {
 CONTEXT = np.array([0.3, -0.8, 1.1])
 
 each_family = pytest.mark.parametrize("family", FAMILIES)
+# At tight tolerances a diffusion, whose field is the steepest, takes ten seconds.
+each_family_slowest_apart = pytest.mark.parametrize(
+    "family",
+    ["FlowMatchingDensity", "ContinuousFlowDensity"]
+    + [pytest.param("DiffusionDensity", marks=pytest.mark.slow)],
+)
 
 
 def specification(host, family, **options):
@@ -145,7 +151,7 @@ def test_derivatives_of_networks_are_those_of_the_jacobian(host):
 
 
 @pytest.mark.compiles
-@each_family
+@each_family_slowest_apart
 @pytest.mark.parametrize("event_size", [1, 3])
 def test_density_is_that_of_the_jacobian_of_the_draws(host, family, event_size):
     """Change of variables by automatic derivatives of the map from noise; tolerance 1e-11."""
@@ -162,7 +168,7 @@ def test_density_is_that_of_the_jacobian_of_the_draws(host, family, event_size):
 
 
 @pytest.mark.compiles
-@each_family
+@each_family_slowest_apart
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_round_trip(host, rng, family, precision):
     """Relative to `1 + |u|`, with the tolerance of the solver at the precision's limit.
@@ -225,7 +231,7 @@ def test_stacked_flows_are_their_members(host, rng, family):
 
 
 @pytest.mark.compiles
-@each_family
+@each_family_slowest_apart
 def test_fixed_steps_and_chosen_ones_agree(host, rng, family):
     with host.double_precision():
         context, value = rng.normal(size=(50, CONTEXT_SIZE)), rng.normal(size=(50, 2))

@@ -29,7 +29,9 @@ def test_flows_have_the_same_numbers(flow):
     assert_same_numbers(partial(random_flow, flow=flow, num_transforms=2), rtol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{"num_steps": 10}, {"tolerance": 1e-10}])
+@pytest.mark.parametrize(
+    "options", [{"num_steps": 10}, pytest.param({"tolerance": 1e-10}, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_flows_along_an_equation_have_the_same_numbers(family, options):
     make = partial(test_ode_flows.random_flow, family=family, **options)
