@@ -72,7 +72,7 @@ CATALOGUE = (
     ),
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("NormalDensity", "density", ("conjugate_normal",), GAUSSIAN),
-    Entry("PerceiverEmbedding", "embedding", ("blob_image",), OTHER),
+    Entry("PerceiverEmbedding", "embedding", ("contaminated_normal",), OTHER),
     Entry("PlateEmbedding", "embedding", ("conjugate_normal",), GAUSSIAN),
     Entry("Posterior", "result"),
     Entry("RWS", "objective", ("conjugate_normal",), GAUSSIAN),

@@ -130,12 +130,23 @@ def two_mode_sign(x=None):
 
 def contaminated_normal(x=None):
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    with numpyro.plate("rows", _CONTAMINATED.num_rows):
+        numpyro.sample("x", contaminated_row(z), obs=x)
+
+
+def contaminated_set(x=None):
+    """The same rows as one event."""
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    rows = contaminated_row(z[..., None] + jnp.zeros(_CONTAMINATED.num_rows))
+    numpyro.sample("x", rows.to_event(1), obs=x)
+
+
+def contaminated_row(z):
     fraction = jnp.array([1 - _CONTAMINATED.fraction, _CONTAMINATED.fraction])
     scales = jnp.array([_CONTAMINATED.spread, _CONTAMINATED.wide])
     parts = dist.Normal(jnp.stack([z, jnp.zeros_like(z)], -1), scales)
-    with numpyro.plate("rows", _CONTAMINATED.num_rows):
-        mixture = dist.MixtureSameFamily(dist.Categorical(fraction), parts)
-        numpyro.sample("x", mixture, obs=x)
+    mixing = dist.Categorical(jnp.broadcast_to(fraction, (*z.shape, 2)))
+    return dist.MixtureSameFamily(mixing, parts)
 
 
 def parabola(x=None):

@@ -130,12 +130,23 @@ def two_mode_sign(x=None):
 
 def contaminated_normal(x=None):
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", _CONTAMINATED.num_rows):
+        pyro.sample("x", contaminated_row(z), obs=x)
+
+
+def contaminated_set(x=None):
+    """The same rows as one event."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    rows = contaminated_row(z[..., None] + torch.zeros(_CONTAMINATED.num_rows))
+    pyro.sample("x", rows.to_event(1), obs=x)
+
+
+def contaminated_row(z):
     fraction = torch.tensor([1 - _CONTAMINATED.fraction, _CONTAMINATED.fraction])
     scales = torch.tensor([_CONTAMINATED.spread, _CONTAMINATED.wide])
     parts = dist.Normal(torch.stack([z, torch.zeros_like(z)], -1), scales)
-    with pyro.plate("rows", _CONTAMINATED.num_rows):
-        mixture = dist.MixtureSameFamily(dist.Categorical(fraction), parts)
-        pyro.sample("x", mixture, obs=x)
+    mixing = dist.Categorical(fraction.expand(*z.shape, 2))
+    return dist.MixtureSameFamily(mixing, parts)
 
 
 def parabola(x=None):
