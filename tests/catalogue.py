@@ -60,7 +60,7 @@ CATALOGUE = (
     Entry("ImportanceSamples", "result"),
     Entry("InverseLipschitzDecoder", "network"),
     Entry("LowRankNormalDensity", "density", ("linear_gaussian_2",), GAUSSIAN),
-    Entry("MLPEmbedding", "embedding", ("blob_image",), OTHER),
+    Entry("MLPEmbedding", "embedding", ("ramp",), GAUSSIAN),
     Entry("Mixed", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("MixtureDensity", "density", ("conjugate_normal", "two_mode_sign"), OTHER),
     Entry("ModelStructure", "result"),

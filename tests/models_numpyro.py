@@ -23,6 +23,7 @@ _CONJUGATE = PROBLEMS["conjugate_normal"]
 _SCALE = PROBLEMS["normal_unknown_scale"]
 _SIGN = PROBLEMS["two_mode_sign"]
 _PARABOLA = PROBLEMS["parabola"]
+_RAMP = PROBLEMS["ramp"]
 _SLOPES = PROBLEMS["slopes"]
 _CONTAMINATED = PROBLEMS["contaminated_normal"]
 _BETA = PROBLEMS["beta_binomial"]
@@ -102,6 +103,12 @@ def set_as_an_event(is_there, x=None):
     z = numpyro.sample("z", dist.Normal(0.0, 1.0))
     steps = dist.Normal(z[..., None] + jnp.zeros(64), 1.0)
     numpyro.sample("x", steps.mask(is_there).to_event(1), obs=x)
+
+
+def ramp(y=None):
+    z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+    mean = z[..., None] * jnp.linspace(-1.0, 1.0, 12)
+    numpyro.sample("y", dist.Normal(mean, _RAMP.noise).to_event(1), obs=y)
 
 
 def slopes(times, is_there=None, y=None):

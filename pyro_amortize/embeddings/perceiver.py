@@ -25,13 +25,14 @@ _EVEN_RANGE = math.asinh(math.sqrt(3.0))  # of even times, as the network gets t
 class PerceiverEmbedding(PooledEmbedding):
     """Cross-attention of learned latents to the elements of each event, then plates pooled.
 
-    In each of `num_cross` rounds the latents read all elements and then, in `num_blocks`
-    blocks, each other; their mean is the features of the event. Elements cost in proportion to
-    their number, not to its square. Where an element is enters as `sin(f_k pi p)`,
-    `cos(f_k pi p)` and p itself for its positions p from -1 to 1, with `num_bands` frequencies
-    spaced evenly from 1 to half the number of elements along an axis. Softmax weights do not see
-    how many elements there are: under a mask the logarithm of their number is added to the
-    features. What skips the network is the mean and the spread of each channel.
+    A perceptron with one hidden layer maps each element (the paper has a linear map). In each of
+    `num_cross` rounds the latents read all elements and then, in `num_blocks` blocks, each other;
+    their mean is the features of the event. Elements cost in proportion to their number, not to
+    its square. Where an element is enters as `sin(f_k pi p)`, `cos(f_k pi p)` and p itself for
+    its positions p from -1 to 1, with `num_bands` frequencies spaced evenly from 1 to half the
+    number of elements along an axis. Softmax weights do not see how many elements there are:
+    under a mask the logarithm of their number is added to the features. What skips the network
+    is the mean and the spread of each channel.
 
     Use it for events of many elements: large sets without order, long series, images. With
     `positions="none"` the elements of an event are a set, in any order. Where rows are a plate
@@ -213,7 +214,8 @@ class Perceiver(nn.Module):
         positions: Positions,
     ) -> None:
         super().__init__()
-        self.lift = StackedMLP(1, in_channels + positions.size, (), num_channels)
+        in_size = in_channels + positions.size
+        self.lift = StackedMLP(1, in_size, (num_channels,), num_channels)
         self.latents = nn.Parameter(2 * torch.rand(num_latents, num_channels) - 1)
         self.cross = nn.ModuleList(
             AttentionBlock(num_channels, num_heads) for _ in range(num_cross)

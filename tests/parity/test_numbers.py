@@ -52,6 +52,7 @@ STRUCTURES = {
     "linear_gaussian_10_many": ((None, 4), {"observed": "x"}),
     "two_mode_sign": ((), {"observed": "x"}),
     "contaminated_normal": ((), {"observed": "x"}),
+    "ramp": ((), {"observed": "y"}),
     "slopes": ((PROBLEMS["slopes"].times,), {"observed": "y", "inputs": {"times": "rows"}}),
     "parabola": ((), {"observed": "x"}),
     "beta_binomial": ((), {"observed": "k"}),

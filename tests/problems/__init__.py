@@ -32,6 +32,7 @@ from tests.problems.linear_gaussian import LinearGaussian
 from tests.problems.local_level import LocalLevel
 from tests.problems.normal_unknown_scale import NormalUnknownScale
 from tests.problems.parabola import Parabola
+from tests.problems.ramp import Ramp
 from tests.problems.slopes import Slopes
 from tests.problems.two_mode_sign import TwoModeSign
 
@@ -52,6 +53,7 @@ PROBLEMS = {
     "normal_unknown_scale": NormalUnknownScale(),
     "parabola": Parabola(),
     "poisson_count": PoissonCount(),
+    "ramp": Ramp(),
     "regimes": Regimes(),
     "slopes": Slopes(),
     "switches": Switches(),
@@ -77,6 +79,7 @@ __all__ = [
     "NormalUnknownScale",
     "Parabola",
     "PoissonCount",
+    "Ramp",
     "Regimes",
     "Slopes",
     "Switches",

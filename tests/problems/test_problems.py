@@ -102,6 +102,10 @@ def log_joint(problem, name, latents, observations):
         slope, y = latents["slope"], observations["y"]
         mean = slope[..., None] * problem.times
         return norm.logpdf(slope).sum(1) + norm.logpdf(y, mean, problem.noise).sum((1, 2))
+    if name == "ramp":
+        z, y = latents["z"], observations["y"]
+        mean = z[:, None] * np.linspace(-1, 1, 12)
+        return norm.logpdf(z) + norm.logpdf(y, mean, problem.noise).sum(1)
     if name == "autoregression":
         phi, y = latents["phi"], observations["y"]
         before = np.concatenate([np.zeros((len(y), 1)), y[:, :-1]], axis=1)
