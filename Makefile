@@ -18,10 +18,10 @@ BIN := $(VENV)/bin
 # constraints.txt pins what was tested on Python 3.11; other Pythons resolve freely.
 CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))')
 
-.PHONY: help demo test test-slow test-newest lint notebooks bench clean
+.PHONY: help demo test test-slow test-newest lint notebooks bench bench-tasks clean
 
 help:
-	@echo "targets: demo test test-slow test-newest lint notebooks bench clean"
+	@echo "targets: demo test test-slow test-newest lint notebooks bench bench-tasks clean"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -78,6 +78,10 @@ notebooks: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/simulation_throughput.py
 	$(BIN)/python benchmarks/training_overhead.py
+
+# Hours; `benchmarks/sbibm_tasks.py --help` has parts of it.
+bench-tasks: $(VENV)/.installed
+	$(BIN)/python benchmarks/sbibm_tasks.py
 
 clean:
 	rm -rf .venv .venv-newest-* .mypy_cache .pytest_cache .ruff_cache build dist
