@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.inspect import get_dependencies
+from pyro.ops.provenance import track_provenance
 
 from pyro_amortize.arguments import (
     IndexPlates,
@@ -390,6 +391,12 @@ def _dependencies(
     with poutine.block(), torch.no_grad(), seeded(0):
         found: Any = get_dependencies(free_data(model), args, dict(kwargs))["prior_dependencies"]
     return {child: set(found[child]) - {child} for child in names}
+
+
+@track_provenance.register
+def _keep_shape(x: torch.Size, provenance: frozenset) -> torch.Size:
+    """A shape stays one in runs for dependencies; Pyro makes it a tuple, without `numel`."""
+    return x
 
 
 def _choose_parents(

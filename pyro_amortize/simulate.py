@@ -41,8 +41,11 @@ class Simulations:
         nonfinite: For each site with NaN or infinite values, the number of such runs.
 
     Example:
-        >>> Simulations({"z": np.zeros((4,))}, 4, {})["z"].shape
-        (4,)
+        >>> simulations = Simulations({"z": np.zeros((4, 2))}, 4, {"z": 1})
+        >>> simulations["z"].shape
+        (4, 2)
+        >>> print(simulations)
+        4 simulations of z (2,); not finite: z in 1
     """
 
     sites: dict[str, Any]
@@ -54,6 +57,12 @@ class Simulations:
 
     def __len__(self) -> int:
         return self.num_simulations
+
+    def __str__(self) -> str:
+        sites = ", ".join(f"{name} {tuple(each.shape[1:])}" for name, each in self.sites.items())
+        bad = ", ".join(f"{name} in {count:,}" for name, count in self.nonfinite.items())
+        finite = f"not finite: {bad}" if bad else "all finite"
+        return f"{self.num_simulations:,} simulations of {sites}; {finite}"
 
     def is_finite(self) -> np.ndarray:
         """Which runs are finite at every site, shape `(num_simulations,)`."""

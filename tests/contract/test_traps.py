@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.backends import host as host_of
 from tests.backends import num_distinct, small_guide
 from tests.conftest import require
 
@@ -192,3 +193,20 @@ def test_a_compiler_that_gives_wrong_sums_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "jit", lambda function: lambda *args: function(*args).at[1999].add(1))
     with pytest.raises(RuntimeError, match="its compiler gives wrong results on this machine"):
         check_compiler()
+
+
+def test_shapes_stay_shapes_where_pyro_follows_dependencies():
+    """Solvers of differential equations, for one, ask them how many numbers they hold."""
+    require("pyro")
+    host = host_of("pyro")
+
+    import pyro
+    import pyro.distributions as dist
+
+    def model(x=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        total = z.reshape(z.shape.numel()).reshape(z.shape)
+        pyro.sample("x", dist.Normal(total, 1.0), obs=x)
+
+    guide = host.guide(model, observed="x").setup()
+    assert guide.structure.site("z").parents == ()
