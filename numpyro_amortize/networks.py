@@ -72,7 +72,16 @@ class StackedMLP(eqx.Module):
 
         Returns:
             Shape `(num_sites, *batch, out_size)`; `(*batch, out_size)` with an index.
+
+        Raises:
+            ValueError: If the inputs have another number of features.
         """
+        in_size = self.weights[0].shape[-2]
+        if inputs.shape[-1] != in_size:
+            raise ValueError(
+                f"context: expected {in_size} features in the last axis, as the network was built "
+                f"for, got {inputs.shape[-1]}"
+            )
         rows = (
             (-1, inputs.shape[-1]) if index is not None else (inputs.shape[0], -1, inputs.shape[-1])
         )

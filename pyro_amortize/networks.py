@@ -64,7 +64,16 @@ class StackedMLP(nn.Module):
 
         Returns:
             Shape `(num_sites, *batch, out_size)`; `(*batch, out_size)` with an index.
+
+        Raises:
+            ValueError: If the inputs have another number of features.
         """
+        in_size = self.weights[0].shape[-2]
+        if inputs.shape[-1] != in_size:
+            raise ValueError(
+                f"context: expected {in_size} features in the last axis, as the network was built "
+                f"for, got {inputs.shape[-1]}"
+            )
         is_one = index is not None
         rows = (-1, inputs.shape[-1]) if is_one else (len(inputs), -1, inputs.shape[-1])
         hidden = self._after_first(self._layer(0, inputs.reshape(rows), index), index)

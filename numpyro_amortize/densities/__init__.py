@@ -14,6 +14,8 @@ from numpyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from numpyro_amortize.densities.mixture import MixtureDensity
 from numpyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
 from numpyro_amortize.densities.normal import NormalDensity
+from numpyro_amortize.densities.planar_flow import PlanarFlowDensity
+from numpyro_amortize.densities.radial_flow import RadialFlowDensity
 from numpyro_amortize.densities.spline_flow import SplineFlowDensity
 from numpyro_amortize.densities.student_t import StudentTDensity
 
@@ -35,6 +37,8 @@ __all__ = [
     "MixtureDensity",
     "MultivariateNormalDensity",
     "NormalDensity",
+    "PlanarFlowDensity",
+    "RadialFlowDensity",
     "SplineFlowDensity",
     "StudentTDensity",
 ]

@@ -14,6 +14,8 @@ from pyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from pyro_amortize.densities.mixture import MixtureDensity
 from pyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
 from pyro_amortize.densities.normal import NormalDensity
+from pyro_amortize.densities.planar_flow import PlanarFlowDensity
+from pyro_amortize.densities.radial_flow import RadialFlowDensity
 from pyro_amortize.densities.spline_flow import SplineFlowDensity
 from pyro_amortize.densities.student_t import StudentTDensity
 
@@ -35,6 +37,8 @@ __all__ = [
     "MixtureDensity",
     "MultivariateNormalDensity",
     "NormalDensity",
+    "PlanarFlowDensity",
+    "RadialFlowDensity",
     "SplineFlowDensity",
     "StudentTDensity",
 ]

@@ -10,22 +10,26 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, norm
 
-FLOWS = {
-    f"{family.removesuffix('FlowDensity').lower()} {kind}": (family, kind)
+STEPWISE_FLOWS = {
+    f"{family.removesuffix('FlowDensity').lower()} {kind}": (family, {"kind": kind})
     for family in ("AffineFlowDensity", "SplineFlowDensity")
     for kind in ("coupling", "autoregressive")
 }
+FLOWS = STEPWISE_FLOWS | {
+    "planar": ("PlanarFlowDensity", {}),
+    "radial": ("RadialFlowDensity", {}),
+}
 CONTEXT_SIZE = 3
-# One test of draws for each of four flows on two hosts: a false alarm in one of 10,000 or so.
-FAILURE_BUDGET = 1e-4 / 8
+# One test of draws for each of six flows on two hosts: a false alarm in one of 10,000 or so.
+FAILURE_BUDGET = 1e-4 / 12
 
 each_flow = pytest.mark.parametrize("flow", FLOWS)
 
 
 def specification(host, flow, **options):
-    family, kind = FLOWS[flow]
+    family, own = FLOWS[flow]
     defaults = {"num_transforms": 3, "hidden_dims": (8,)}
-    return getattr(host.package, family)(kind=kind, **defaults | options)
+    return getattr(host.package, family)(**defaults | own | options)
 
 
 def random_flow(host, flow, event_size, num_sites=1, scale=0.15, **options):
@@ -200,7 +204,7 @@ def test_masks_are_exact(host, rng, widths):
 @pytest.mark.compiles
 @pytest.mark.parametrize("family", ["AffineFlowDensity", "SplineFlowDensity"])
 def test_autoregressive_steps_are_triangular_in_their_order(host, rng, family):
-    flow = next(name for name, flow in FLOWS.items() if flow == (family, "autoregressive"))
+    flow = f"{family.removesuffix('FlowDensity').lower()} autoregressive"
     density = random_flow(host, flow, 4, scale=0.5, num_transforms=2)
     steps = density(host.array(rng.normal(size=CONTEXT_SIZE)), 0).steps
     for step, order in zip(steps[1:], ([0, 1, 2, 3], [3, 2, 1, 0]), strict=True):
@@ -252,6 +256,33 @@ def test_one_coordinate_of_an_affine_flow_is_a_normal(host, rng):
     curvature = np.diff(log_prob, 2)
     np.testing.assert_allclose(curvature, curvature[0], rtol=1e-3)
     assert curvature[0] < 0
+
+
+@pytest.mark.parametrize("flow", ["planar", "radial"])
+def test_no_maps_are_a_normal(host, rng, flow):
+    """And a map that is strong either way keeps its density: it folds nowhere."""
+    density = random_flow(host, flow, 2, scale=0.5, num_transforms=0)
+    context = np.broadcast_to(rng.normal(size=CONTEXT_SIZE), (9, CONTEXT_SIZE))
+    value = np.stack([np.linspace(-3, 3, 9), np.zeros(9)], -1)
+    log_prob = host.density_log_prob(density, context, value, 0)
+    np.testing.assert_allclose(np.diff(log_prob, 3), 0.0, atol=1e-4)
+    for scale in (3.0, 10.0):
+        density = random_flow(host, flow, 2, scale=scale, num_transforms=2)
+        noise, steps = rng.normal(size=(200, 2)), density(host.array(context[0]), 0).steps
+
+        def determinants(e, steps=steps[:2]):
+            value, log_det = from_noise(steps, e)
+            return log_det, to_noise(steps, value)[1]
+
+        there, back = evaluated(host, determinants, noise)
+        assert np.all(np.isfinite(there))
+        assert np.quantile(np.abs(there - back), 0.9) < 0.05
+
+
+def test_bad_number_of_maps(host):
+    for family in ("PlanarFlowDensity", "RadialFlowDensity"):
+        with pytest.raises(ValueError, match="num_transforms: expected at least 0, got -1"):
+            getattr(host.package, family)(num_transforms=-1)
 
 
 @each_flow

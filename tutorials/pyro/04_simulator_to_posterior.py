@@ -109,6 +109,7 @@ amortized = fit(
     guide,
     NPE(simulations=bank),
     num_steps=8000,
+    learning_rate=3e-3,
     patience=2000,
     compile=True,
     progress_bar=False,
