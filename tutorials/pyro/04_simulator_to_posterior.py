@@ -149,16 +149,16 @@ corrected = [as_array(samples.resample(2000)) for samples in weighted]
 # %% [markdown]
 # ## Compare with the published posteriors
 #
-# Blue are the draws of the guide, orange those that were published. Each panel is zoomed in: the
-# prior of `beta` reaches from 0.15 to 1.
+# Blue are 400 draws of the guide, orange 400 of those that were published. Each panel is zoomed in:
+# the prior of `beta` reaches from 0.15 to 1.
 
 # %%
 figure, panels = plt.subplots(1, 5, figsize=(11.0, 2.9), layout="constrained")
 for number, (panel, draws) in enumerate(zip(panels, own, strict=True)):
     exact = published["reference_posterior"][number]
-    panel.plot(*exact.T, ".", color="#d95f02", markersize=3, alpha=0.35, label="published")
-    panel.plot(*draws.T, ".", color="#1f77b4", markersize=3, alpha=0.35, label="guide")
-    panel.plot(*published["true_parameters"][number], "k+", markersize=10, label="truth")
+    panel.plot(*exact[::5].T, ".", color="#d95f02", markersize=4, alpha=0.5, label="published")
+    panel.plot(*draws[::5].T, ".", color="#1f77b4", markersize=4, alpha=0.5, label="guide")
+    panel.plot(*published["true_parameters"][number], "k+", markersize=9, label="truth")
     loc, scale = exact.mean(0), exact.std(0)
     panel.set(xlim=(loc[0] - 5 * scale[0], loc[0] + 5 * scale[0]))
     panel.set(ylim=(loc[1] - 5 * scale[1], loc[1] + 5 * scale[1]))
@@ -168,7 +168,7 @@ for number, (panel, draws) in enumerate(zip(panels, own, strict=True)):
     panel.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("gamma, a day")
 handles, labels = panels[0].get_legend_handles_labels()
-figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, markerscale=3)
+figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
 
 
 # %% [markdown]
