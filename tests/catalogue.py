@@ -73,7 +73,6 @@ CATALOGUE = (
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("NormalDensity", "density", ("conjugate_normal",), GAUSSIAN),
     Entry("PerceiverEmbedding", "embedding", ("contaminated_normal",), OTHER),
-    Entry("PerceiverEmbedding", "embedding", ("blob_image",), OTHER),
     Entry("PlanarFlowDensity", "density", ("conjugate_normal", "parabola"), OTHER),
     Entry("PlateEmbedding", "embedding", ("conjugate_normal",), GAUSSIAN),
     Entry("Posterior", "result"),
