@@ -91,6 +91,11 @@ def site_problems(
         has_mask = site["mask"] is not None and site["mask"] is not True
         if (has_mask or is_masked(site["fn"])) and name not in masked:
             problems.append(_mask_problem(name, observed))
+        if _is_half(site["value"]):
+            problems.append(
+                f"site '{name}': its values are {str(site['value'].dtype).removeprefix('torch.')}. "
+                "Densities in nats need float32 or float64: write the model in one of these"
+            )
         if not _has_plain_scale(site, rows):
             problems.append(
                 f"site '{name}': scaled sites are not supported. Make the guide for the model "
@@ -102,6 +107,11 @@ def site_problems(
                 "plates. Use a plate, or .to_event() if its elements are one vector"
             )
     return problems
+
+
+def _is_half(value: Any) -> bool:
+    """Whether a value has half precision, in which log densities are too coarse to train by."""
+    return value.dtype in (torch.float16, torch.bfloat16)
 
 
 def _has_plain_scale(site: Mapping[str, Any], rows: Mapping[str, tuple[int, int]]) -> bool:

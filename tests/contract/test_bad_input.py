@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -529,3 +530,23 @@ def test_model_that_cannot_be_vectorised_falls_back_to_the_loop(host):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(host.simulate(model, 5, method="loop")) == 5
+
+
+def test_half_precision(host):
+    """NumPyro's own draws are of single precision, whatever the parameters are."""
+    module, dist = import_module(host.name), import_module(f"{host.name}.distributions")
+    half = host.array(np.zeros(2))
+    half = half.half() if host.name == "pyro" else half.astype("float16")
+
+    def model(y=None):
+        z = module.sample("z", dist.Normal(half, half + 1).to_event(1))
+        module.sample("y", dist.Normal(z, half + 1).to_event(1), obs=y)
+
+    guide = host.guide(model, observed="y")
+    if host.name == "numpyro":
+        weights = guide.setup().init_params()["amortized$params"].values()
+        assert {str(weight.dtype) for weight in weights} == {"float32"}
+        assert host.simulate(model, 20)["z"].dtype == np.float32
+        return
+    with pytest.raises(ValueError, match="site 'z': its values are float16. .*float32 or float64"):
+        guide.setup()
