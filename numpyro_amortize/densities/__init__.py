@@ -13,6 +13,7 @@ from numpyro_amortize.densities.flow_matching import FlowMatchingDensity
 from numpyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from numpyro_amortize.densities.mixture import MixtureDensity
 from numpyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
+from numpyro_amortize.densities.nade import NADEDensity
 from numpyro_amortize.densities.normal import NormalDensity
 from numpyro_amortize.densities.planar_flow import PlanarFlowDensity
 from numpyro_amortize.densities.radial_flow import RadialFlowDensity
@@ -36,6 +37,7 @@ __all__ = [
     "LowRankNormalDensity",
     "MixtureDensity",
     "MultivariateNormalDensity",
+    "NADEDensity",
     "NormalDensity",
     "PlanarFlowDensity",
     "RadialFlowDensity",

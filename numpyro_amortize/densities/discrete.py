@@ -221,7 +221,8 @@ def discrete_site_distribution(
         label is the host's Bernoulli or Categorical, which hosts can enumerate.
     """
     is_scalar = not (site.event_shape or site.event_plates)
-    own = is_scalar and site.support.kind in ("boolean", "categorical")
+    own = is_scalar and isinstance(base, IntegerDistribution)
+    own = own and site.support.kind in ("boolean", "categorical")
     if not (own and base.density.family.num_parameters == site.support.num_values):
         zero = jnp.zeros(base.event_shape, base.context.dtype)
         return SiteDistribution(base, zero, zero + 1, structure, site)

@@ -266,7 +266,13 @@ class PosteriorChain(eqx.Module):
             moments = [self._location_scale(site, standardisation, conditionals) for site in sites]
             if sites[0].support.is_discrete:
                 numbers = [packed[name][0] for name in names]
-                result |= self._log_probs_of_numbers(group, stacked, moments, numbers)
+                density: Any = self._density_of_numbers(group, stacked, moments)
+                values = jnp.stack(jnp.broadcast_arrays(*numbers))
+                if rng_key is not None and isinstance(density, OwnLoss):
+                    terms = -density.training_loss(values, jax.random.fold_in(rng_key, group))
+                else:
+                    terms = density.log_prob(values)
+                result |= dict(zip(names, terms, strict=True))
                 continue
             standard = [
                 (packed[name][0] - loc) / scale
@@ -274,7 +280,7 @@ class PosteriorChain(eqx.Module):
             ]
             inputs = jnp.stack(stacked)
             values = jnp.stack(jnp.broadcast_arrays(*standard))
-            density: Any = self.heads[group](inputs)
+            density = self.heads[group](inputs)
             if rng_key is not None and isinstance(density, OwnLoss):
                 losses = density.training_loss(values, jax.random.fold_in(rng_key, group))
                 result |= dict(zip(names, -losses, strict=True))
@@ -289,20 +295,15 @@ class PosteriorChain(eqx.Module):
                 result[name] = log_prob[index] - jacobian
         return {site.name: result[site.name] for site in structure.latents}
 
-    def _log_probs_of_numbers(
-        self,
-        group: int,
-        inputs: Sequence[Array],
-        moments: Sequence[Moments],
-        numbers: Sequence[Array],
-    ) -> dict[str, Array]:
-        """Log probability of the discrete sites of a group, at values numbered from 0."""
-        value = jnp.stack(jnp.broadcast_arrays(*numbers))
-        plain = (len(numbers), *[1] * (value.ndim - 2), -1)
+    def _density_of_numbers(
+        self, group: int, inputs: Sequence[Array], moments: Sequence[Moments]
+    ) -> Any:
+        """The density of the discrete sites of a group, of values numbered from 0."""
+        context = jnp.stack(inputs)
+        plain = (len(inputs), *[1] * (context.ndim - 2), -1)
         loc, scale = (jnp.stack(parts).reshape(plain) for parts in zip(*moments, strict=True))
-        density: Any = self.heads[group](jnp.stack(inputs))
-        log_prob = density.scaled(loc, scale).log_prob(value)
-        return dict(zip(self.groups[group], log_prob, strict=True))
+        density: Any = self.heads[group](context)
+        return density.scaled(loc, scale)
 
     def parent_features(
         self, standardisation: Standardisation, site: SiteInfo, value: Array, batch_dims: int

@@ -13,6 +13,7 @@ from pyro_amortize.densities.flow_matching import FlowMatchingDensity
 from pyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from pyro_amortize.densities.mixture import MixtureDensity
 from pyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
+from pyro_amortize.densities.nade import NADEDensity
 from pyro_amortize.densities.normal import NormalDensity
 from pyro_amortize.densities.planar_flow import PlanarFlowDensity
 from pyro_amortize.densities.radial_flow import RadialFlowDensity
@@ -36,6 +37,7 @@ __all__ = [
     "LowRankNormalDensity",
     "MixtureDensity",
     "MultivariateNormalDensity",
+    "NADEDensity",
     "NormalDensity",
     "PlanarFlowDensity",
     "RadialFlowDensity",

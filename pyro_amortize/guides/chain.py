@@ -267,7 +267,11 @@ class PosteriorChain(nn.Module):
             moments = [self._location_scale(site, standardisation, conditionals) for site in sites]
             if sites[0].support.is_discrete:
                 numbers = [packed[name][0] for name in names]
-                result |= self._log_probs_of_numbers(group, stacked, moments, numbers)
+                density: Any = self._density_of_numbers(group, stacked, moments)
+                values = torch.stack(torch.broadcast_tensors(*numbers))
+                is_own = is_for_training and isinstance(density, OwnLoss)
+                terms = -density.training_loss(values) if is_own else density.log_prob(values)
+                result |= dict(zip(names, terms, strict=True))
                 continue
             standard = [
                 (packed[name][0] - loc) / scale
@@ -275,7 +279,7 @@ class PosteriorChain(nn.Module):
             ]
             inputs = torch.stack(torch.broadcast_tensors(*stacked))
             values = torch.stack(torch.broadcast_tensors(*standard))
-            density: Any = self.heads[group](inputs)
+            density = self.heads[group](inputs)
             if is_for_training and isinstance(density, OwnLoss):
                 result |= dict(zip(names, -density.training_loss(values), strict=True))
                 continue
@@ -290,22 +294,17 @@ class PosteriorChain(nn.Module):
                 result[name] = log_prob[index] - jacobian
         return {site.name: result[site.name] for site in structure.latents}
 
-    def _log_probs_of_numbers(
-        self,
-        group: int,
-        inputs: Sequence[Tensor],
-        moments: Sequence[Moments],
-        numbers: Sequence[Tensor],
-    ) -> dict[str, Tensor]:
-        """Log probability of the discrete sites of a group, at values numbered from 0."""
-        value = torch.stack(torch.broadcast_tensors(*numbers))
-        plain = (len(numbers), *[1] * (value.ndim - 2), -1)
+    def _density_of_numbers(
+        self, group: int, inputs: Sequence[Tensor], moments: Sequence[Moments]
+    ) -> Any:
+        """The density of the discrete sites of a group, of values numbered from 0."""
+        context = torch.stack(torch.broadcast_tensors(*inputs))
+        plain = (len(inputs), *[1] * (context.ndim - 2), -1)
         loc, scale = (
             torch.stack(list(parts)).reshape(plain) for parts in zip(*moments, strict=True)
         )
-        density: Any = self.heads[group](torch.stack(torch.broadcast_tensors(*inputs)))
-        log_prob = density.scaled(loc, scale).log_prob(value)
-        return dict(zip(self.groups[group], log_prob, strict=True))
+        density: Any = self.heads[group](context)
+        return density.scaled(loc, scale)
 
     def parent_features(
         self, standardisation: Standardisation, site: SiteInfo, value: Tensor, batch_dims: int

@@ -35,6 +35,15 @@ def test_npe_reaches_the_enumerated_posterior(host, name):
 
 
 @pytest.mark.slow
+def test_nade_reaches_the_enumerated_posterior(host):
+    model, problem = host.models.switches, PROBLEMS["switches"]
+    guide = host.guide(model, observed="y", densities=host.package.NADEDensity())
+    options = {"num_steps": 2 * RUNS["switches"], "learning_rate": 2e-3}
+    gap = gap_of(host, host.fit(model, guide, host.package.NPE(128), **options), problem)
+    assert_small(gap, problem, OTHER)
+
+
+@pytest.mark.slow
 def test_assignment_probabilities_given_the_means_are_those_of_enumeration(host):
     """From the guide alone, within 0.02 on average, at means from the posterior itself."""
     problem, amortized = PROBLEMS["mixture_assignments"], trained(host.name, "mixture_assignments")
