@@ -165,10 +165,11 @@ for number, (panel, draws) in enumerate(zip(panels, own, strict=True)):
     panel.set_title(f"epidemic {number + 1}", loc="left", fontsize=10)
     panel.set_xlabel("beta, a day")
     panel.tick_params(labelsize=7)
-    panel.spines[["top", "right"]].set_visible(False)
 panels[0].set_ylabel("gamma, a day")
 handles, labels = panels[0].get_legend_handles_labels()
 figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
+for panel in panels:
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 # %% [markdown]
