@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pyro import poutine
-from pyro.infer.inspect import get_dependencies
-from pyro.ops.provenance import track_provenance
 
 from pyro_amortize.arguments import (
     IndexPlates,
@@ -28,6 +25,7 @@ from pyro_amortize.arguments import (
 )
 from pyro_amortize.checks import PlateCheck, argument_problems, plain_data_arguments
 from pyro_amortize.covariates import InputPlates, read_inputs
+from pyro_amortize.dependencies import read_dependencies
 from pyro_amortize.discrete import range_problems, with_labels
 from pyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
 from pyro_amortize.levels import GroupInfo, closure
@@ -43,7 +41,6 @@ from pyro_amortize.tracing import (
     Trace,
     carries_plates,
     drawn_rows,
-    free_data,
     is_factor,
     keep_fixed,
     location_scale,
@@ -149,7 +146,7 @@ def read_structure(
         {name: plate.size for name, plate in plates.items()},
         paths,
     )
-    dependencies = _dependencies(model, args, kwargs, own)
+    dependencies = read_dependencies(model, args, kwargs, own)
     problems += evidence_problems(fixed, dependencies)
     reach = {name: closure(names, group_infos) for name, names in own.items()}
     coupled = {}
@@ -379,24 +376,6 @@ def _read_latents(
 def _bounds_ndim(support: Support) -> int:
     bounds = [bound for bound in (support.lower, support.upper) if bound is not None]
     return max((np.ndim(bound) for bound in bounds), default=0)
-
-
-def _dependencies(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    names: Collection[str],
-) -> dict[str, set[str]]:
-    """For each of these sites the others that its distribution reads."""
-    with poutine.block(), torch.no_grad(), seeded(0):
-        found: Any = get_dependencies(free_data(model), args, dict(kwargs))["prior_dependencies"]
-    return {child: set(found[child]) - {child} for child in names}
-
-
-@track_provenance.register
-def _keep_shape(x: torch.Size, provenance: frozenset) -> torch.Size:
-    """A shape stays one in runs for dependencies; Pyro makes it a tuple, without `numel`."""
-    return x
 
 
 def _choose_parents(

@@ -210,3 +210,40 @@ def test_shapes_stay_shapes_where_pyro_follows_dependencies():
 
     guide = host.guide(model, observed="x").setup()
     assert guide.structure.site("z").parents == ()
+
+
+def test_values_written_in_place_are_read(host):
+    """Pyro's own account of dependencies loses them, and with them a posterior's correlations."""
+    if host.name == "numpyro":
+        import jax.numpy as library
+        import numpyro as module
+        import numpyro.distributions as dist
+    else:
+        import pyro as module
+        import pyro.distributions as dist
+        import torch as library
+
+    def model(x=None):
+        a = module.sample("a", dist.Normal(0.0, 1.0))
+        b = module.sample("b", dist.Normal(0.0, 1.0))
+        c = module.sample("c", dist.Normal(0.0, 1.0))
+        if host.name == "numpyro":
+            loc = library.zeros(2).at[0].set(a + b)
+        else:
+            loc = library.zeros(2)
+            loc[0] = a + b
+        module.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+        module.sample("w", dist.Normal(c, 1.0))
+
+    structure = host.guide(model, observed=("x", "w")).setup().structure
+    found = {site.name: site.parents for site in structure.latents}
+    assert found == {"a": (), "b": ("a",), "c": ()}
+
+
+def test_parameters_of_a_differential_equation_are_read_together(host):
+    from tests.test_benchmark_tasks import model_of
+
+    for task in ("sir", "lotka_volterra"):
+        structure = host.guide(model_of(host, task), observed="x").setup().structure
+        for number, site in enumerate(structure.latents):
+            assert len(site.parents) == number
