@@ -300,8 +300,8 @@ class NPE(ELBO):
 
         Simulations are drawn, or are the given rows of the bank, or random ones for training.
         """
-        check_guide(guide)
         check_single(guide, self)
+        check_guide(guide)
         argument_key, rng_key, missing_key = jax.random.split(rng_key, 3)
         args, kwargs = call if self.model_args is None else self.draw_arguments(argument_key)
         guide.setup(*args, **kwargs)

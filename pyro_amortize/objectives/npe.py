@@ -281,8 +281,8 @@ class NPE(ELBO):
 
         Simulations are drawn, or are the given rows of the bank, or random ones for training.
         """
-        check_guide(guide)
         check_single(guide, self)
+        check_guide(guide)
         args, kwargs = call if self.model_args is None else self.draw_arguments()
         guide.setup(*args, **kwargs)
         structure = guide.structure
