@@ -8,6 +8,8 @@ from tests.backends import small_guide
 from tests.contract.test_flows import evaluated
 from tests.contract.test_ode_flows import CONTEXT
 
+pytestmark = pytest.mark.compiles  # `tests/parity/` has the numbers in NumPyro too
+
 MEAN, SD = 0.4, 0.5
 
 

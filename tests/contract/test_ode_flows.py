@@ -18,6 +18,8 @@ from tests.contract.test_flows import (
     to_noise,
 )
 
+pytestmark = pytest.mark.compiles  # `tests/parity/` has the numbers in NumPyro too
+
 # Options of each family with small networks.
 FAMILIES = {
     "FlowMatchingDensity": {"hidden_dims": (16,)},

@@ -9,6 +9,8 @@ from tests import backends
 from tests.backends import numpy_tree
 from tests.conftest import require
 
+pytestmark = pytest.mark.compiles  # `tests/parity/` has the numbers in NumPyro too
+
 SMALL = {"num_channels": 8, "num_latents": 3, "num_cross": 1, "num_blocks": 1, "num_bands": 3}
 
 

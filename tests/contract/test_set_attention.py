@@ -6,6 +6,8 @@ from scipy.special import softmax
 
 from tests.backends import numpy_tree, small
 
+pytestmark = pytest.mark.compiles  # `tests/parity/` has the numbers in NumPyro too
+
 GROUP = np.array([2, 0, 2, 0, 0, 3])  # nobody in the second of four
 HEADS, READERS, SIZE = 2, 3, 4
 
