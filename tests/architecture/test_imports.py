@@ -32,6 +32,7 @@ LAYERS = (
         "interpreter",
         "recorded_graph",
         "recording",
+        "dependencies",
         "reading",
         "stand_ins",
         "layout",
