@@ -151,20 +151,19 @@ def check_inputs_finite(values: Mapping[str, Any]) -> None:
             )
 
 
-def check_times(values: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def check_times(name: str, times: Any, present: Any) -> None:
     """Raise a ValueError if the times of a series decrease.
 
     Args:
-        values: For each input of times its plates and steps.
-        present: For each of them which steps are there, `(*batch, *plates, steps)`; all if not in.
+        name: Of the input.
+        times: The times in its plates and steps.
+        present: Which steps are there, `(*batch, *plates, steps)`.
     """
-    for name, value in values.items():
-        there = present.get(name, True)
-        if isinstance(value, jax.core.Tracer) or isinstance(there, jax.core.Tracer):
-            continue
-        filled = np.where(there, value, -np.inf)
-        if np.any(there & (filled < np.maximum.accumulate(filled, axis=-1))):
-            raise ValueError(
-                f"times '{name}': expected times that do not decrease along a series, got one "
-                "that is below an earlier one; sort the steps of each series, and its data"
-            )
+    if isinstance(times, jax.core.Tracer) or isinstance(present, jax.core.Tracer):
+        return
+    filled = np.where(present, times, -np.inf)
+    if np.any(present & (filled < np.maximum.accumulate(filled, axis=-1))):
+        raise ValueError(
+            f"times '{name}': expected times that do not decrease along a series, got one "
+            "that is below an earlier one; sort the steps of each series, and its data"
+        )

@@ -148,18 +148,17 @@ def check_inputs_finite(values: Mapping[str, Any]) -> None:
             )
 
 
-def check_times(values: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+def check_times(name: str, times: Any, present: Any) -> None:
     """Raise a ValueError if the times of a series decrease.
 
     Args:
-        values: For each input of times its plates and steps.
-        present: For each of them which steps are there, `(*batch, *plates, steps)`; all if not in.
+        name: Of the input.
+        times: The times in its plates and steps.
+        present: Which steps are there, `(*batch, *plates, steps)`.
     """
-    for name, value in values.items():
-        there = present.get(name, torch.ones_like(value, dtype=torch.bool))
-        filled = torch.where(there, value, -torch.inf)
-        if bool((there & (filled < filled.cummax(-1).values)).any()):
-            raise ValueError(
-                f"times '{name}': expected times that do not decrease along a series, got one "
-                "that is below an earlier one; sort the steps of each series, and its data"
-            )
+    filled = torch.where(present, times, -torch.inf)
+    if bool((present & (filled < filled.cummax(-1).values)).any()):
+        raise ValueError(
+            f"times '{name}': expected times that do not decrease along a series, got one "
+            "that is below an earlier one; sort the steps of each series, and its data"
+        )

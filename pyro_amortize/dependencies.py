@@ -89,11 +89,10 @@ def _moved(
 
 def _another(site: Mapping[str, Any]) -> Tensor:
     """Another draw of a site, different from its value if a few draws can be."""
-    other: Tensor = site["value"]
     for _ in range(_TRIES):
+        other: Tensor = site["fn"].sample()
         if not torch.equal(other, site["value"]):
             break
-        other = site["fn"].sample()
     return other
 
 

@@ -32,7 +32,7 @@ def pretrain(
     """Warm the embeddings of a guide up on a regression of the latents.
 
     The guide's embeddings are trained on the model's simulations under heads without hidden
-    layers, `E[-log Normal(z; A c, exp(B c))]` in nats, with c the context, the earlier latents
+    layers, `E[-log Normal(z; A c, softplus(B c))]` in nats, with c the context, the earlier latents
     among it, and z the standardised unconstrained latent. What the contexts lack, such heads
     cannot make up for. The densities of the guide are left as they are; train with `fit` next.
     Use it where the embedding is deep (series, images, attention) and its density is expensive or

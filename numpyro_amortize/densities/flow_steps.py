@@ -152,7 +152,7 @@ def build_flow(
     affine = None
     if event_size > 1 or not patterns:
         affine = affine_network(num_sites, event_size, context_size, hidden_dims, keys[0])
-    return ConditionalFlow(couplings, affine, patterns, transform, event_size, context_size)
+    return ConditionalFlow(couplings, affine, patterns, transform, event_size)
 
 
 def affine_network(
@@ -184,19 +184,9 @@ class ConditionalFlow(ConditionalDensity):
     patterns: tuple[Pattern, ...] = eqx.field(static=True)
     transform: Elementwise = eqx.field(static=True)
     event_size: int = eqx.field(static=True)
-    context_size: int = eqx.field(static=True)
 
     def __call__(self, context: Array, index: int | None = None) -> dist.Distribution:
-        """The densities given contexts.
-
-        Raises:
-            ValueError: If the contexts have another number of features.
-        """
-        if context.shape[-1] != self.context_size:
-            raise ValueError(
-                f"context: expected {self.context_size} features in the last axis, as the density "
-                f"was built for, got {context.shape[-1]}"
-            )
+        """The densities given contexts."""
         steps: list[Any] = []
         if self.affine is not None:
             steps.append(TriangularAffine(self.affine(context, index), self.event_size))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,7 +12,12 @@ import numpy as np
 from jax import Array
 from jax.nn import softplus
 
-from numpyro_amortize.densities.base import ConditionalDensity, FlowDistribution, FlowStep
+from numpyro_amortize.densities.base import (
+    ConditionalDensity,
+    Density,
+    FlowDistribution,
+    FlowStep,
+)
 from numpyro_amortize.densities.flow_steps import TriangularAffine
 from numpyro_amortize.networks import StackedMLP
 
@@ -35,16 +40,6 @@ class ChainMap(Protocol):
         """
 
 
-def check_num_transforms(num_transforms: int) -> None:
-    """Refuse fewer maps than none.
-
-    Raises:
-        ValueError: If `num_transforms < 0`.
-    """
-    if num_transforms < 0:
-        raise ValueError(f"num_transforms: expected at least 0, got {num_transforms}")
-
-
 def above_minus_one(raw: Array) -> Array:
     """Numbers above -1, so that a map folds nowhere; zero to zero."""
     return _LEAST_SLOPE - 1 + softplus(raw + _NO_CHANGE)
@@ -61,32 +56,40 @@ def direction(event_size: int, number: int) -> np.ndarray:
     return wave / np.linalg.norm(wave)
 
 
-def build_chain_of_maps(
-    num_sites: int,
-    event_size: int,
-    context_size: int,
-    *,
-    kind: ChainMap,
-    num_transforms: int,
-    hidden_dims: Sequence[int],
-    rng_key: Array,
-) -> ConditionalChain:
-    """A network for the parameters of a diagonal normal and of the maps that follow.
+@dataclass(frozen=True)
+class ChainOfMaps(Density):
+    """A diagonal normal pushed through a chain of maps of one kind.
 
     Args:
-        num_sites: Number of sites.
-        event_size: Number of coordinates of each.
-        context_size: Number of context features.
-        kind: The kind of all maps.
-        num_transforms: Number of maps.
+        num_transforms: Number of maps; with none it is a diagonal normal.
         hidden_dims: Widths of the hidden layers.
-        rng_key: Key of the initial weights.
+
+    Raises:
+        ValueError: If `num_transforms < 0`.
     """
-    num_outputs = 2 * event_size + num_transforms * kind.num_parameters(event_size)
-    network = StackedMLP(
-        num_sites, context_size, hidden_dims, num_outputs, zero_output=True, rng_key=rng_key
-    )
-    return ConditionalChain(network, kind, event_size, num_transforms)
+
+    num_transforms: int = 8
+    hidden_dims: tuple[int, ...] = (64, 64)
+    kind: ClassVar[ChainMap]
+
+    def __post_init__(self) -> None:
+        if self.num_transforms < 0:
+            raise ValueError(f"num_transforms: expected at least 0, got {self.num_transforms}")
+
+    def build(
+        self, num_sites: int, event_size: int, context_size: int, rng_key: Array
+    ) -> ConditionalDensity:
+        """Build the networks for sites of equal event size."""
+        num_outputs = 2 * event_size + self.num_transforms * self.kind.num_parameters(event_size)
+        network = StackedMLP(
+            num_sites,
+            context_size,
+            self.hidden_dims,
+            num_outputs,
+            zero_output=True,
+            rng_key=rng_key,
+        )
+        return ConditionalChain(network, self.kind, event_size, self.num_transforms)
 
 
 class ConditionalChain(ConditionalDensity):

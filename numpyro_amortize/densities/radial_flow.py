@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.densities.base import ConditionalDensity, Density
 from numpyro_amortize.densities.parameter_chain import (
+    ChainOfMaps,
     above_minus_one,
-    build_chain_of_maps,
-    check_num_transforms,
 )
 from numpyro_amortize.networks import positive
 
@@ -19,7 +17,20 @@ _TINY = 1e-30  # beside the square of a distance, for the gradient at the centre
 
 
 @dataclass(frozen=True)
-class RadialFlowDensity(Density):
+class _Radial:
+    """Radial maps."""
+
+    def num_parameters(self, event_size: int) -> int:
+        return event_size + 2
+
+    def at(self, parameters: Array, number: int) -> _RadialMap:
+        width = positive(parameters[..., -2])
+        strength = width * above_minus_one(parameters[..., -1])
+        return _RadialMap(parameters[..., :-2], width, strength)
+
+
+@dataclass(frozen=True)
+class RadialFlowDensity(ChainOfMaps):
     """A diagonal normal pushed through radial maps: `f(z) = z + b h(r) (z - c)`.
 
     Here `r = |z - c|` and `h(r) = 1 / (a + r)` with `a > 0` and `b > -a`, so that none folds, and
@@ -48,38 +59,7 @@ class RadialFlowDensity(Density):
         of a quadratic equation in `r`, and the start at the identity are ours.
     """
 
-    num_transforms: int = 8
-    hidden_dims: tuple[int, ...] = (64, 64)
-
-    def __post_init__(self) -> None:
-        check_num_transforms(self.num_transforms)
-
-    def build(
-        self, num_sites: int, event_size: int, context_size: int, rng_key: Array
-    ) -> ConditionalDensity:
-        """Build the networks for sites of equal event size."""
-        return build_chain_of_maps(
-            num_sites,
-            event_size,
-            context_size,
-            kind=_Radial(),
-            num_transforms=self.num_transforms,
-            hidden_dims=self.hidden_dims,
-            rng_key=rng_key,
-        )
-
-
-@dataclass(frozen=True)
-class _Radial:
-    """Radial maps."""
-
-    def num_parameters(self, event_size: int) -> int:
-        return event_size + 2
-
-    def at(self, parameters: Array, number: int) -> _RadialMap:
-        width = positive(parameters[..., -2])
-        strength = width * above_minus_one(parameters[..., -1])
-        return _RadialMap(parameters[..., :-2], width, strength)
+    kind = _Radial()
 
 
 class _RadialMap:

@@ -217,4 +217,4 @@ def _check_times(
         there = ~jnp.isnan(observations[name])
         if len(structure.site(name).event_shape) == 2:
             there = there.any(-1)
-        check_times({given: inputs[given]}, {given: there})
+        check_times(given, inputs[given], there)

@@ -145,7 +145,7 @@ def build_flow(
     affine = None
     if event_size > 1 or not patterns:
         affine = affine_network(num_sites, event_size, context_size, hidden_dims)
-    return ConditionalFlow(couplings, affine, patterns, transform, event_size, context_size)
+    return ConditionalFlow(couplings, affine, patterns, transform, event_size)
 
 
 def affine_network(
@@ -174,25 +174,15 @@ class ConditionalFlow(ConditionalDensity):
         patterns: tuple[Pattern, ...],
         transform: Elementwise,
         event_size: int,
-        context_size: int,
     ) -> None:
         super().__init__()
         self.couplings = nn.ModuleList(couplings)
         self.affine = affine
         self.patterns, self.transform = patterns, transform
-        self.event_size, self.context_size = event_size, context_size
+        self.event_size = event_size
 
     def forward(self, context: Tensor, index: int | None = None) -> FlowDistribution:
-        """The densities given contexts.
-
-        Raises:
-            ValueError: If the contexts have another number of features.
-        """
-        if context.shape[-1] != self.context_size:
-            raise ValueError(
-                f"context: expected {self.context_size} features in the last axis, as the density "
-                f"was built for, got {context.shape[-1]}"
-            )
+        """The densities given contexts."""
         steps: list[Any] = []
         if self.affine is not None:
             steps.append(TriangularAffine(self.affine(context, index), self.event_size))

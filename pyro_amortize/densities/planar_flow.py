@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_amortize.densities.base import ConditionalDensity, Density
 from pyro_amortize.densities.parameter_chain import (
+    ChainOfMaps,
     above_minus_one,
-    build_chain_of_maps,
-    check_num_transforms,
     direction,
 )
 
@@ -20,7 +18,21 @@ _TINY = 1e-6  # below the square of any direction's length
 
 
 @dataclass(frozen=True)
-class PlanarFlowDensity(Density):
+class _Planar:
+    """Planar maps."""
+
+    def num_parameters(self, event_size: int) -> int:
+        return 2 * event_size + 1
+
+    def at(self, parameters: Tensor, number: int) -> _PlanarMap:
+        size = (parameters.shape[-1] - 1) // 2
+        wave = parameters.new_tensor(direction(size, number))
+        across = parameters[..., size : 2 * size] + wave
+        return _PlanarMap(parameters[..., :size], across, parameters[..., -1])
+
+
+@dataclass(frozen=True)
+class PlanarFlowDensity(ChainOfMaps):
     """A diagonal normal pushed through planar maps: `f(z) = z + u tanh(w'z + b)`.
 
     `log q(f(z) | c) = log q(z | c) - log|1 + tanh'(w'z + b) u'w|` in nats for each map, with
@@ -49,36 +61,7 @@ class PlanarFlowDensity(Density):
         identity is ours: directions `w` start as orthogonal waves, and `u` at zero.
     """
 
-    num_transforms: int = 8
-    hidden_dims: tuple[int, ...] = (64, 64)
-
-    def __post_init__(self) -> None:
-        check_num_transforms(self.num_transforms)
-
-    def build(self, num_sites: int, event_size: int, context_size: int) -> ConditionalDensity:
-        """Build the networks for sites of equal event size."""
-        return build_chain_of_maps(
-            num_sites,
-            event_size,
-            context_size,
-            kind=_Planar(),
-            num_transforms=self.num_transforms,
-            hidden_dims=self.hidden_dims,
-        )
-
-
-@dataclass(frozen=True)
-class _Planar:
-    """Planar maps."""
-
-    def num_parameters(self, event_size: int) -> int:
-        return 2 * event_size + 1
-
-    def at(self, parameters: Tensor, number: int) -> _PlanarMap:
-        size = (parameters.shape[-1] - 1) // 2
-        wave = parameters.new_tensor(direction(size, number))
-        across = parameters[..., size : 2 * size] + wave
-        return _PlanarMap(parameters[..., :size], across, parameters[..., -1])
+    kind = _Planar()
 
 
 class _PlanarMap:

@@ -179,7 +179,7 @@ def _check_times(
         there = ~torch.isnan(observations[name])
         if len(structure.site(name).event_shape) == 2:
             there = there.any(-1)
-        check_times({given: inputs[given]}, {given: there})
+        check_times(given, inputs[given], there)
 
 
 def _read_call_data(
