@@ -6,16 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from numpyro_amortize.densities.base import ConditionalDensity, Density
-from numpyro_amortize.densities.time_network import TimeNetwork, build_time_network
-from numpyro_amortize.networks import StackedMLP
+from numpyro_amortize.densities.time_network import TimeNetwork, TimeNetworkFamily
 
 _SIGMA_DATA = 1.0  # of the standardised coordinates
 _RHO = 7.0  # of the grid of times
@@ -24,7 +21,7 @@ _HUBER = 0.00054  # times the root of the number of coordinates
 
 
 @dataclass(frozen=True)
-class ConsistencyDensity(Density):
+class ConsistencyDensity(TimeNetworkFamily):
     """Draws in a few passes of a network that maps noised values to where they came from.
 
     It has no log density: `NPE` trains it by its own loss, and `sample` draws from it. Bounds,
@@ -85,12 +82,11 @@ class ConsistencyDensity(Density):
                 f"{self.min_time} and {self.max_time}"
             )
 
-    def build(
-        self, num_sites: int, event_size: int, context_size: int, rng_key: Array
-    ) -> ConditionalDensity:
-        """Build the networks for sites of equal event size."""
-        network = build_time_network(num_sites, event_size, context_size, self.hidden_dims, rng_key)
-        return ConditionalConsistency(network, event_size, self)
+    def made_of(
+        self, network: TimeNetwork, batch_shape: tuple[int, ...], event_size: int
+    ) -> ConsistencySampler:
+        """The distribution that a network stands for."""
+        return ConsistencySampler(network, batch_shape, event_size, self)
 
     def time_at(self, share: Array) -> Array:
         """The time at a share of the grid, from `min_time` at 0 to `max_time` at 1."""
@@ -114,19 +110,6 @@ class ConsistencyDensity(Density):
         place = self.share_at(jnp.exp(_MEAN + _SD * normal)) * self.num_levels
         first = jnp.clip(jnp.floor(place), 0, self.num_levels - 1)
         return self.time_at(first / self.num_levels), self.time_at((first + 1) / self.num_levels)
-
-
-class ConditionalConsistency(ConditionalDensity):
-    """The built form of `ConsistencyDensity`."""
-
-    network: StackedMLP
-    event_size: int = eqx.field(static=True)
-    specification: ConsistencyDensity = eqx.field(static=True)
-
-    def __call__(self, context: Array, index: int | None = None) -> ConsistencySampler:
-        """The samplers given contexts."""
-        network = TimeNetwork(self.network, context, index)
-        return ConsistencySampler(network, context.shape[:-1], self.event_size, self.specification)
 
 
 class ConsistencySampler(dist.Distribution):

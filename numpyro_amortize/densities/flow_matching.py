@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.densities.base import ConditionalDensity, Density, FlowDistribution
+from numpyro_amortize.densities.base import FlowDistribution
 from numpyro_amortize.densities.ode import OdeStep, Solver
-from numpyro_amortize.densities.time_network import TimeNetwork, build_time_network
-from numpyro_amortize.networks import StackedMLP
+from numpyro_amortize.densities.time_network import TimeNetwork, TimeNetworkFamily
 
 
 @dataclass(frozen=True)
-class FlowMatchingDensity(Density):
+class FlowMatchingDensity(TimeNetworkFamily):
     """A flow along a velocity that is learned without following it.
 
     Draws follow `dz/dt = v(z, t; c)` from standard normal noise at 0 to the coordinates at 1, and
@@ -82,25 +80,11 @@ class FlowMatchingDensity(Density):
             raise ValueError(f"num_times: expected at least 1, got {self.num_times}")
         Solver(self.tolerance, self.num_steps)
 
-    def build(
-        self, num_sites: int, event_size: int, context_size: int, rng_key: Array
-    ) -> ConditionalDensity:
-        """Build the networks for sites of equal event size."""
-        network = build_time_network(num_sites, event_size, context_size, self.hidden_dims, rng_key)
-        return ConditionalFlowMatching(network, event_size, self)
-
-
-class ConditionalFlowMatching(ConditionalDensity):
-    """The built form of `FlowMatchingDensity`."""
-
-    network: StackedMLP
-    event_size: int = eqx.field(static=True)
-    specification: FlowMatchingDensity = eqx.field(static=True)
-
-    def __call__(self, context: Array, index: int | None = None) -> MatchedFlow:
-        """The densities given contexts."""
-        network = TimeNetwork(self.network, context, index)
-        return MatchedFlow(network, context.shape[:-1], self.event_size, self.specification)
+    def made_of(
+        self, network: TimeNetwork, batch_shape: tuple[int, ...], event_size: int
+    ) -> MatchedFlow:
+        """The distribution that a network stands for."""
+        return MatchedFlow(network, batch_shape, event_size, self)
 
 
 class MatchedFlow(FlowDistribution):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
 
+from numpyro_amortize.densities.base import ConditionalDensity, Density
 from numpyro_amortize.networks import StackedMLP
 from numpyro_amortize.pooling import join_features
 
@@ -80,3 +84,39 @@ def build_time_network(
     return StackedMLP(
         num_sites, in_size, hidden_dims, event_size, zero_output=True, rng_key=rng_key
     )
+
+
+class TimeNetworkFamily(Density):
+    """A specification whose distributions are made of a `TimeNetwork` and nothing else."""
+
+    hidden_dims: tuple[int, ...]
+
+    def build(
+        self, num_sites: int, event_size: int, context_size: int, rng_key: Array
+    ) -> ConditionalDensity:
+        """Build the networks for sites of equal event size."""
+        network = build_time_network(num_sites, event_size, context_size, self.hidden_dims, rng_key)
+        return ConditionalTimeNetwork(network, event_size, self)
+
+    @abstractmethod
+    def made_of(self, network: TimeNetwork, batch_shape: tuple[int, ...], event_size: int) -> Any:
+        """The distribution that a network stands for.
+
+        Args:
+            network: The network at given contexts.
+            batch_shape: Their batch shape.
+            event_size: Number of coordinates.
+        """
+
+
+class ConditionalTimeNetwork(ConditionalDensity):
+    """The built form of a `TimeNetworkFamily`."""
+
+    network: StackedMLP
+    event_size: int = eqx.field(static=True)
+    specification: TimeNetworkFamily = eqx.field(static=True)
+
+    def __call__(self, context: Array, index: int | None = None) -> Any:
+        """The distributions given contexts."""
+        network = TimeNetwork(self.network, context, index)
+        return self.specification.made_of(network, context.shape[:-1], self.event_size)

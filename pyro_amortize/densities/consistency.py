@@ -11,9 +11,7 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from pyro_amortize.densities.base import ConditionalDensity, Density
-from pyro_amortize.densities.time_network import TimeNetwork, build_time_network
-from pyro_amortize.networks import StackedMLP
+from pyro_amortize.densities.time_network import TimeNetwork, TimeNetworkFamily
 
 _SIGMA_DATA = 1.0  # of the standardised coordinates
 _RHO = 7.0  # of the grid of times
@@ -22,7 +20,7 @@ _HUBER = 0.00054  # times the root of the number of coordinates
 
 
 @dataclass(frozen=True)
-class ConsistencyDensity(Density):
+class ConsistencyDensity(TimeNetworkFamily):
     """Draws in a few passes of a network that maps noised values to where they came from.
 
     It has no log density: `NPE` trains it by its own loss, and `sample` draws from it. Bounds,
@@ -82,10 +80,11 @@ class ConsistencyDensity(Density):
                 f"{self.min_time} and {self.max_time}"
             )
 
-    def build(self, num_sites: int, event_size: int, context_size: int) -> ConditionalDensity:
-        """Build the networks for sites of equal event size."""
-        network = build_time_network(num_sites, event_size, context_size, self.hidden_dims)
-        return ConditionalConsistency(network, event_size, self)
+    def made_of(
+        self, network: TimeNetwork, batch_shape: tuple[int, ...], event_size: int
+    ) -> ConsistencySampler:
+        """The distribution that a network stands for."""
+        return ConsistencySampler(network, batch_shape, event_size, self)
 
     def time_at(self, share: Tensor) -> Tensor:
         """The time at a share of the grid, from `min_time` at 0 to `max_time` at 1."""
@@ -109,21 +108,6 @@ class ConsistencyDensity(Density):
         place = self.share_at(torch.exp(_MEAN + _SD * normal)) * self.num_levels
         first = torch.floor(place).clamp(0, self.num_levels - 1)
         return self.time_at(first / self.num_levels), self.time_at((first + 1) / self.num_levels)
-
-
-class ConditionalConsistency(ConditionalDensity):
-    """The built form of `ConsistencyDensity`."""
-
-    def __init__(
-        self, network: StackedMLP, event_size: int, specification: ConsistencyDensity
-    ) -> None:
-        super().__init__()
-        self.network, self.event_size, self.specification = network, event_size, specification
-
-    def forward(self, context: Tensor, index: int | None = None) -> ConsistencySampler:
-        """The samplers given contexts."""
-        network = TimeNetwork(self.network, context, index)
-        return ConsistencySampler(network, context.shape[:-1], self.event_size, self.specification)
 
 
 class ConsistencySampler(TorchDistribution):

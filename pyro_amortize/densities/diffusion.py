@@ -9,16 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pyro_amortize.densities.base import ConditionalDensity, Density, FlowDistribution
+from pyro_amortize.densities.base import FlowDistribution
 from pyro_amortize.densities.ode import OdeStep, Solver
-from pyro_amortize.densities.time_network import TimeNetwork, build_time_network
-from pyro_amortize.networks import StackedMLP
+from pyro_amortize.densities.time_network import TimeNetwork, TimeNetworkFamily
 
 _MOST_SIGNAL = 1e-2  # of the variance, at time 1
 
 
 @dataclass(frozen=True)
-class DiffusionDensity(Density):
+class DiffusionDensity(TimeNetworkFamily):
     """A diffusion to normal noise, run backward along a learned score.
 
     With `B(t) = int_0^t b` and `b(t) = beta_min + t (beta_max - beta_min)`, values are noised to
@@ -107,26 +106,12 @@ class DiffusionDensity(Density):
             raise ValueError(f"sampler: expected 'ode' or 'sde', got {self.sampler!r}")
         Solver(self.tolerance, self.num_steps)
 
-    def build(self, num_sites: int, event_size: int, context_size: int) -> ConditionalDensity:
-        """Build the networks for sites of equal event size."""
-        network = build_time_network(num_sites, event_size, context_size, self.hidden_dims)
-        return ConditionalDiffusion(network, event_size, self)
-
-
-class ConditionalDiffusion(ConditionalDensity):
-    """The built form of `DiffusionDensity`."""
-
-    def __init__(
-        self, network: StackedMLP, event_size: int, specification: DiffusionDensity
-    ) -> None:
-        super().__init__()
-        self.network, self.event_size, self.specification = network, event_size, specification
-
-    def forward(self, context: Tensor, index: int | None = None) -> Diffusion:
-        """The densities given contexts."""
-        network, own = TimeNetwork(self.network, context, index), self.specification
-        kind = Diffusion if own.sampler == "ode" else StochasticDiffusion
-        return kind(network, context.shape[:-1], self.event_size, own)
+    def made_of(
+        self, network: TimeNetwork, batch_shape: tuple[int, ...], event_size: int
+    ) -> Diffusion:
+        """The distribution that a network stands for."""
+        kind = Diffusion if self.sampler == "ode" else StochasticDiffusion
+        return kind(network, batch_shape, event_size, self)
 
 
 class Schedule:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyro_amortize.densities.base import ConditionalDensity, Density
 from pyro_amortize.networks import StackedMLP
 from pyro_amortize.pooling import join_features
 
@@ -74,3 +77,39 @@ def build_time_network(
     """
     in_size = event_size + NUM_TIME_FEATURES + context_size
     return StackedMLP(num_sites, in_size, hidden_dims, event_size, zero_output=True)
+
+
+class TimeNetworkFamily(Density):
+    """A specification whose distributions are made of a `TimeNetwork` and nothing else."""
+
+    hidden_dims: tuple[int, ...]
+
+    def build(self, num_sites: int, event_size: int, context_size: int) -> ConditionalDensity:
+        """Build the networks for sites of equal event size."""
+        network = build_time_network(num_sites, event_size, context_size, self.hidden_dims)
+        return ConditionalTimeNetwork(network, event_size, self)
+
+    @abstractmethod
+    def made_of(self, network: TimeNetwork, batch_shape: tuple[int, ...], event_size: int) -> Any:
+        """The distribution that a network stands for.
+
+        Args:
+            network: The network at given contexts.
+            batch_shape: Their batch shape.
+            event_size: Number of coordinates.
+        """
+
+
+class ConditionalTimeNetwork(ConditionalDensity):
+    """The built form of a `TimeNetworkFamily`."""
+
+    def __init__(
+        self, network: StackedMLP, event_size: int, specification: TimeNetworkFamily
+    ) -> None:
+        super().__init__()
+        self.network, self.event_size, self.specification = network, event_size, specification
+
+    def forward(self, context: Tensor, index: int | None = None) -> Any:
+        """The distributions given contexts."""
+        network = TimeNetwork(self.network, context, index)
+        return self.specification.made_of(network, context.shape[:-1], self.event_size)
