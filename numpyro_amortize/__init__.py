@@ -1,5 +1,6 @@
 """Amortized guides for NumPyro: one network that answers with a posterior for any data set."""
 
+from numpyro_amortize.at_data import Posterior
 from numpyro_amortize.decoders import InverseLipschitzDecoder
 from numpyro_amortize.densities import (
     AffineFlowDensity,
@@ -48,7 +49,7 @@ from numpyro_amortize.objectives import (
     WakeSleep,
     WeightedELBO,
 )
-from numpyro_amortize.posterior import AmortizedPosterior, Posterior
+from numpyro_amortize.posterior import AmortizedPosterior
 from numpyro_amortize.pretrain import pretrain
 from numpyro_amortize.refine import refine
 from numpyro_amortize.sequential import fit_sequential

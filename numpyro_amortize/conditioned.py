@@ -1,4 +1,4 @@
-"""A guide and its model at fixed data, evaluated in compiled code."""
+"""A guide and its model at fixed data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from numpyro_amortize.simulate import replay
 
 
 class ConditionedGuide:
-    """The guide at one data set or at many; its code is compiled for the padded call.
+    """The guide at one data set or at many.
+
+    Its code is compiled for the padded call.
 
     Args:
         guide: The guide.

@@ -10,12 +10,13 @@ import optax
 from jax import Array
 from numpyro.infer.elbo import ELBO
 
+from numpyro_amortize.at_data import Posterior
 from numpyro_amortize.guides import AmortizedGuide
 from numpyro_amortize.objectives.gradients import check_gradients
 from numpyro_amortize.objectives.mixed import parts_of, simulating_part
 from numpyro_amortize.objectives.over_data_sets import OverDataSets
 from numpyro_amortize.padding import CallPadding
-from numpyro_amortize.posterior import AmortizedPosterior, Posterior
+from numpyro_amortize.posterior import AmortizedPosterior
 from numpyro_amortize.training_step import TrainingStep
 
 

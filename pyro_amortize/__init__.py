@@ -1,5 +1,6 @@
 """Amortized guides for Pyro: one network that answers with a posterior for any data set."""
 
+from pyro_amortize.at_data import Posterior
 from pyro_amortize.decoders import InverseLipschitzDecoder
 from pyro_amortize.densities import (
     AffineFlowDensity,
@@ -48,7 +49,7 @@ from pyro_amortize.objectives import (
     WakeSleep,
     WeightedELBO,
 )
-from pyro_amortize.posterior import AmortizedPosterior, Posterior
+from pyro_amortize.posterior import AmortizedPosterior
 from pyro_amortize.pretrain import pretrain
 from pyro_amortize.refine import refine
 from pyro_amortize.sequential import fit_sequential

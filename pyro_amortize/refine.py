@@ -9,11 +9,12 @@ from typing import Any
 import pyro
 from pyro.infer.elbo import ELBO
 
+from pyro_amortize.at_data import Posterior
 from pyro_amortize.guides import AmortizedGuide
 from pyro_amortize.objectives.gradients import check_gradients
 from pyro_amortize.objectives.mixed import parts_of, simulating_part
 from pyro_amortize.objectives.over_data_sets import OverDataSets
-from pyro_amortize.posterior import AmortizedPosterior, Posterior
+from pyro_amortize.posterior import AmortizedPosterior
 from pyro_amortize.training_step import MakeOptimizer, TrainingStep
 
 

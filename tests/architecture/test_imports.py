@@ -58,6 +58,7 @@ LAYERS = (
         "compiled",
         "padding",
         "posterior",
+        "at_data",
         "conditioned",
         "importance",
         "collapse",

@@ -1,0 +1,271 @@
+"""The posterior at one data set, or at each of many: draws, densities, weights, export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from amortize_diagnostics import (
+    MutualInformation,
+    SiteRates,
+    mutual_information,
+    site_rates,
+)
+from numpyro_amortize.collapse import crossed_log_probs, element_densities
+from numpyro_amortize.conditioned import ConditionedGuide, total
+from numpyro_amortize.export import posterior_tree
+from numpyro_amortize.guides import AnyGuide, EnsembleGuide
+from numpyro_amortize.guides.weights import model_at
+from numpyro_amortize.importance import ImportanceSamples
+from numpyro_amortize.simulate import simulate
+from numpyro_amortize.structure import ModelStructure
+
+
+class Posterior:
+    """The posterior at one data set, or at each of many.
+
+    Made by `AmortizedPosterior.at` and `at_each`. Draws come in the host's layout, with an
+    axis of data sets after that of the draws if there are many.
+
+    Args:
+        conditioned: The guide at these data.
+    """
+
+    def __init__(self, conditioned: ConditionedGuide) -> None:
+        self._conditioned = conditioned
+        self.observations = conditioned.observations
+
+    @property
+    def guide(self) -> AnyGuide:
+        """The guide with these data bound, for the host's `Predictive` and the like."""
+        if self._batch_dims:
+            raise ValueError("guide: a host's guide has one data set; use at(...) for one of them")
+        return self._conditioned.guide.bind(self.observations)
+
+    def sample(self, num_samples: int = 1000, *, rng_key: Array | None = None) -> dict[str, Array]:
+        """Draw from the guide, with the model's deterministic sites by replay.
+
+        Args:
+            num_samples: Number of draws.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            Constrained values by site, `(num_samples, [num_datasets,] *plates, *event)`.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        latents = self._conditioned.sample(_positive(num_samples), key)
+        return latents | self._replay_deterministic(latents)
+
+    def log_prob(self, latents: Mapping[str, Any]) -> Array:
+        """Joint log density of the guide at given latents.
+
+        Args:
+            latents: Constrained values, `(num_samples, [num_datasets,] *plates, *event)`.
+
+        Returns:
+            Shape `(num_samples, [num_datasets])`, in nats, constrained space.
+        """
+        return self._conditioned.log_prob(self._latents(latents))
+
+    def log_joint(self, latents: Mapping[str, Any]) -> Array:
+        """Joint log density of the model at given latents and these data.
+
+        Args:
+            latents: Constrained values, `(num_samples, [num_datasets,] *plates, *event)`.
+
+        Returns:
+            Shape `(num_samples, [num_datasets])`, in nats, constrained space.
+        """
+        densities = self._conditioned.site_densities(self._latents(latents))
+        return total(densities.values(), 1 + self._batch_dims)
+
+    def importance_sample(
+        self,
+        num_samples: int = 4000,
+        *,
+        num_local_samples: int = 16,
+        defensive_fraction: float = 0.1,
+        rng_key: Array | None = None,
+    ) -> ImportanceSamples:
+        """Draw from the guide and weigh the draws by the model's joint density.
+
+        Local latents are marginalised for each plate element given the global ones.
+
+        Args:
+            num_samples: Number of draws of the global latents.
+            num_local_samples: Draws of the local latents for each of them.
+            defensive_fraction: Fraction of the draws, global and local, whose noise is Student-t
+                in place of normal; the weights are those of the mixture, so that light tails of
+                the guide do no harm. With 0 all are the guide's own.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            Weighted draws with ESS fraction, Pareto k-hat and log evidence.
+
+        Raises:
+            ValueError: If a number or fraction is out of range.
+
+        References:
+            Vehtari, Simpson, Gelman, Yao and Gabry (2024), arXiv:1507.02646; Hesterberg (1995),
+            Weighted average importance sampling and defensive mixture distributions,
+            Technometrics 37.
+        """
+        if num_local_samples < 1:
+            raise ValueError(f"num_local_samples: expected at least 1, got {num_local_samples}")
+        if not 0 <= defensive_fraction < 1:
+            raise ValueError(
+                f"defensive_fraction: expected at least 0 and below 1, got {defensive_fraction}"
+            )
+        key = jax.random.key(0) if rng_key is None else rng_key
+        weighted = self._conditioned.importance_sample(
+            _positive(num_samples), num_local_samples, defensive_fraction, key
+        )
+        weighted.samples.update(
+            {
+                name: np.asarray(value)
+                for name, value in self._replay_deterministic(weighted.samples).items()
+            }
+        )
+        return weighted
+
+    def rates(self, num_samples: int = 100, *, rng_key: Array | None = None) -> SiteRates:
+        """How far the guide is from the prior here, site by site.
+
+        `E_q [log q(z_s | earlier sites, x) - log p(z_s | parents)]` of each plate element, in
+        nats: zero where a site has collapsed, so that its draws are the prior's. Under an ensemble
+        an element is given the elements before it, too, and means over elements are right.
+
+        Args:
+            num_samples: Number of draws.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            Rates of the sites by element and in the mean; `print` shows the means.
+
+        Raises:
+            ValueError: If a draw is outside the model's support.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        latents = self._conditioned.sample(_positive(num_samples), key)
+        batch = 1 + self._batch_dims
+        return site_rates(
+            element_densities(self._structure, self._conditioned.site_log_probs(latents), batch),
+            element_densities(self._structure, self._conditioned.site_densities(latents), batch),
+        )
+
+    def mutual_information(
+        self, num_samples: int = 4, *, rng_key: Array | None = None
+    ) -> MutualInformation:
+        """How many nats the guide's draws tell about which of the data they belong to.
+
+        `E_x KL(q(z | x) || p(z)) - KL(q(z) || p(z))` with the mixture over the data as `q(z)`. The
+        data are those of `at_each`; after `at`, the rows of the one plate that all latents are in.
+        Each costs a pass over all of them. `amortize_diagnostics.mutual_information` has more.
+
+        Args:
+            num_samples: Number of draws for each datum.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            The information, in all and what each site adds to the sites before it.
+
+        Raises:
+            ValueError: If there are fewer than two data, if the rows share latents, or if they
+                are data of an ensemble, whose members answer for all rows at once.
+        """
+        if isinstance(self._conditioned.guide, EnsembleGuide) and not self._batch_dims:
+            raise ValueError(
+                "mutual_information: rows have no posteriors of their own in an EnsembleGuide, of "
+                "which one member answers for all of them. Give many data sets: "
+                "at_each(observations=...), or take one of amortized.members"
+            )
+        key = jax.random.key(0) if rng_key is None else rng_key
+        latents = self._conditioned.sample(_positive(num_samples), key)
+        log_probs = self._conditioned.site_log_probs
+        return mutual_information(
+            crossed_log_probs(self._structure, latents, log_probs, self._batch_dims)
+        )
+
+    def to_datatree(
+        self,
+        num_samples: int = 1000,
+        *,
+        is_weighted: bool = False,
+        coords: Mapping[str, Any] | None = None,
+        rng_key: Array | None = None,
+    ) -> Any:
+        """Everything about this posterior as an ArviZ `DataTree`.
+
+        Groups: posterior, prior, posterior_predictive, prior_predictive, log_likelihood,
+        observed_data, and sample_stats with `lp` (log joint), `log_q` and `log_weight` of each
+        draw. Dimensions are named after the plates.
+
+        Args:
+            num_samples: Number of draws.
+            is_weighted: Whether the draws are resampled by their importance weights.
+            coords: Labels of plates, `{plate: labels}`.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            The `xarray.DataTree`.
+
+        Raises:
+            ImportError: If ArviZ is not installed.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        keys = jax.random.split(key, 3)
+        draws: Mapping[str, Any]
+        if is_weighted:
+            num_proposals = max(4 * num_samples, 4000)
+            weighted = self.importance_sample(num_proposals, rng_key=keys[0])
+            draws = weighted.resample(num_samples)
+        else:
+            draws = self.sample(num_samples, rng_key=keys[0])
+        log_q, lp = self.log_prob(draws), self.log_joint(draws)
+        latents = self._latents(draws)
+        densities = self._conditioned.site_densities(latents)
+        predictive = self._conditioned.predict(latents, keys[1])
+        args, kwargs = self._conditioned.call
+        model = model_at(self._conditioned.guide.model, self._conditioned.params)
+        prior = simulate(model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]).sites
+        return posterior_tree(
+            self._structure,
+            self._batch_dims,
+            coords,
+            draws=draws,
+            predictive=predictive,
+            prior=prior,
+            densities=densities,
+            observations=self.observations,
+            lp=lp,
+            log_q=log_q,
+        )
+
+    @property
+    def _structure(self) -> ModelStructure:
+        return self._conditioned.guide.structure
+
+    @property
+    def _batch_dims(self) -> int:
+        return self._conditioned.batch_dims
+
+    def _latents(self, latents: Mapping[str, Any]) -> dict[str, Array]:
+        return {site.name: jnp.asarray(latents[site.name]) for site in self._structure.latents}
+
+    def _replay_deterministic(self, latents: Mapping[str, Any]) -> dict[str, Array]:
+        names = [site.name for site in self._structure.deterministic]
+        if not names:
+            return {}
+        found = self._conditioned.replay(self._latents(latents))
+        return {name: found[name] for name in names}
+
+
+def _positive(num_samples: int) -> int:
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
+    return num_samples
