@@ -6,7 +6,21 @@ from amortize_diagnostics.collapse import (
     active_units,
     linear_vae_threshold,
 )
+from amortize_diagnostics.coverage import (
+    Coverage,
+    Recovery,
+    central_coverage,
+    hpd_coverage,
+    recovery,
+)
 from amortize_diagnostics.datatree import to_datatree
+from amortize_diagnostics.distances import (
+    SlicedWasserstein,
+    TwoSampleTest,
+    mmd_test,
+    sliced_wasserstein,
+    squared_mmd,
+)
 from amortize_diagnostics.gap import Gap, expected_gap
 from amortize_diagnostics.importance import (
     ImportanceSummary,
@@ -22,23 +36,46 @@ from amortize_diagnostics.information import (
     mutual_information,
     site_rates,
 )
+from amortize_diagnostics.misspecification import Typicality, misspecification_test, typicality
+from amortize_diagnostics.ranks import EcdfTest, RankStatistics, ecdf_test, posterior_ranks
+from amortize_diagnostics.tarp import Tarp, reference_points, tarp
 
 __all__ = [
     "ActiveUnits",
+    "Coverage",
+    "EcdfTest",
     "Gap",
     "ImportanceSummary",
     "LinearVAE",
     "MutualInformation",
+    "RankStatistics",
+    "Recovery",
     "SiteRates",
+    "SlicedWasserstein",
+    "Tarp",
+    "TwoSampleTest",
+    "Typicality",
     "active_units",
+    "central_coverage",
     "choose_local_draws",
+    "ecdf_test",
     "expected_gap",
+    "hpd_coverage",
     "importance_summary",
     "linear_vae_threshold",
     "marginalise_local_weights",
+    "misspecification_test",
+    "mmd_test",
     "mutual_information",
+    "posterior_ranks",
     "psis",
+    "recovery",
+    "reference_points",
     "resample",
     "site_rates",
+    "sliced_wasserstein",
+    "squared_mmd",
+    "tarp",
     "to_datatree",
+    "typicality",
 ]
