@@ -19,9 +19,8 @@ class CircularTransform(Transform):
     """The real line onto the circle without the point opposite to its centre.
 
     `value = centre + 2 atan(sinh(u))`, wrapped into `[-pi, pi]`. Under a uniform prior `u`
-    has exponential tails, which densities on the line reach. The density of the value jumps at
-    the cut unless it vanishes there; densities that are smooth around the whole circle are to
-    come.
+    has exponential tails, which densities on the line reach. Of these the density of the value
+    jumps at the cut unless it vanishes there; `CircularSplineDensity` has none.
 
     Args:
         centre: The angle in radians to which zero is mapped, a number or an array of the event.
@@ -40,14 +39,14 @@ class CircularTransform(Transform):
     def __call__(self, x: Array) -> Array:
         """The angle of a coordinate."""
         # 2 atan(tanh(u / 2)) = atan(sinh(u)), without overflow.
-        return _wrap(jnp.asarray(self.centre, x.dtype) + 4.0 * jnp.arctan(jnp.tanh(0.5 * x)))
+        return wrap(jnp.asarray(self.centre, x.dtype) + 4.0 * jnp.arctan(jnp.tanh(0.5 * x)))
 
     def _inverse(self, y: Array) -> Array:
-        return jnp.arcsinh(jnp.tan(0.5 * _wrap(y - jnp.asarray(self.centre, y.dtype))))
+        return jnp.arcsinh(jnp.tan(0.5 * wrap(y - jnp.asarray(self.centre, y.dtype))))
 
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
         """`log |d angle / du| = log(2 / cosh(u))`, elementwise."""
-        return _LOG_TWO + _log_sech(x)
+        return _LOG_TWO + log_sech(x)
 
     def tree_flatten(self) -> Any:
         """For the host: no arrays, the centre is fixed."""
@@ -82,7 +81,7 @@ class SphereTransform(Transform):
         """The point of the sphere."""
         radius, is_centre = _safe_norm(x)
         ratio = jnp.where(is_centre, 1.0, jnp.tanh(radius) / radius)
-        sech = jnp.where(is_centre, 1.0, jnp.exp(_log_sech(radius)))
+        sech = jnp.where(is_centre, 1.0, jnp.exp(log_sech(radius)))
         return self._reflect(
             jnp.concatenate([2.0 * ratio * sech * x, 2.0 * sech**2 - 1.0], axis=-1)
         )
@@ -100,9 +99,9 @@ class SphereTransform(Transform):
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
         """Log of the surface that one unit of volume becomes."""
         norm, is_centre = _safe_norm(x)
-        log_sech = jnp.where(is_centre, 0.0, _log_sech(norm))
+        sech = jnp.where(is_centre, 0.0, log_sech(norm))
         log_ratio = jnp.where(is_centre, 0.0, jnp.log(jnp.tanh(norm) / norm))
-        parts = _LOG_TWO + log_sech + (x.shape[-1] - 1) * (_LOG_TWO + log_ratio + log_sech)
+        parts = _LOG_TWO + sech + (x.shape[-1] - 1) * (_LOG_TWO + log_ratio + sech)
         return parts[..., 0]
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -208,13 +207,14 @@ class PositiveDefiniteTransform(LowerCholeskyTransform):
         return size * _LOG_TWO + jnp.sum(order * x[..., -size:], axis=-1)
 
 
-def _wrap(angle: Array) -> Array:
+def wrap(angle: Array) -> Array:
     """Into `[-pi, pi]`, exact for what is inside already."""
     turns = jax.lax.stop_gradient(jnp.round(angle / (2.0 * math.pi)))
     return angle - 2.0 * math.pi * turns
 
 
-def _log_sech(value: Array) -> Array:
+def log_sech(value: Array) -> Array:
+    """`log(1 / cosh(value))` without overflow."""
     size = jnp.abs(value)
     return _LOG_TWO - size - jax.nn.softplus(-2.0 * size)
 

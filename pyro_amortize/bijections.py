@@ -18,9 +18,8 @@ class CircularTransform(Transform):
     """The real line onto the circle without the point opposite to its centre.
 
     `value = centre + 2 atan(sinh(u))`, wrapped into `[-pi, pi]`. Under a uniform prior `u`
-    has exponential tails, which densities on the line reach. The density of the value jumps at
-    the cut unless it vanishes there; densities that are smooth around the whole circle are to
-    come.
+    has exponential tails, which densities on the line reach. Of these the density of the value
+    jumps at the cut unless it vanishes there; `CircularSplineDensity` has none.
 
     Args:
         centre: The angle in radians to which zero is mapped, a number or an array of the event.
@@ -40,14 +39,14 @@ class CircularTransform(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         # 2 atan(tanh(u / 2)) = atan(sinh(u)), without overflow.
-        return _wrap(_like(self.centre, x) + 4.0 * torch.atan(torch.tanh(0.5 * x)))
+        return wrap(_like(self.centre, x) + 4.0 * torch.atan(torch.tanh(0.5 * x)))
 
     def _inverse(self, y: Tensor) -> Tensor:
-        return torch.asinh(torch.tan(0.5 * _wrap(y - _like(self.centre, y))))
+        return torch.asinh(torch.tan(0.5 * wrap(y - _like(self.centre, y))))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """`log |d angle / du| = log(2 / cosh(u))`, elementwise."""
-        return _LOG_TWO + _log_sech(x)
+        return _LOG_TWO + log_sech(x)
 
 
 class SphereTransform(Transform):
@@ -79,7 +78,7 @@ class SphereTransform(Transform):
     def _call(self, x: Tensor) -> Tensor:
         radius, is_centre = _safe_norm(x)
         ratio = torch.where(is_centre, torch.ones_like(radius), torch.tanh(radius) / radius)
-        sech = torch.where(is_centre, torch.ones_like(radius), torch.exp(_log_sech(radius)))
+        sech = torch.where(is_centre, torch.ones_like(radius), torch.exp(log_sech(radius)))
         return self._reflect(torch.cat([2.0 * ratio * sech * x, 2.0 * sech**2 - 1.0], -1))
 
     def _inverse(self, y: Tensor) -> Tensor:
@@ -96,9 +95,9 @@ class SphereTransform(Transform):
         """Log of the surface that one unit of volume becomes."""
         norm, is_centre = _safe_norm(x)
         zero = torch.zeros_like(norm)
-        log_sech = torch.where(is_centre, zero, _log_sech(norm))
+        sech = torch.where(is_centre, zero, log_sech(norm))
         log_ratio = torch.where(is_centre, zero, torch.log(torch.tanh(norm) / norm))
-        parts = _LOG_TWO + log_sech + (x.shape[-1] - 1) * (_LOG_TWO + log_ratio + log_sech)
+        parts = _LOG_TWO + sech + (x.shape[-1] - 1) * (_LOG_TWO + log_ratio + sech)
         return parts[..., 0]
 
     def forward_shape(self, shape: Any) -> torch.Size:
@@ -200,13 +199,14 @@ def _like(number: Any, value: Tensor) -> Tensor:
     return torch.as_tensor(number, dtype=value.dtype, device=value.device)
 
 
-def _wrap(angle: Tensor) -> Tensor:
+def wrap(angle: Tensor) -> Tensor:
     """Into `[-pi, pi]`, exact for what is inside already."""
     turns = torch.round(angle / (2.0 * math.pi)).detach()
     return angle - 2.0 * math.pi * turns
 
 
-def _log_sech(value: Tensor) -> Tensor:
+def log_sech(value: Tensor) -> Tensor:
+    """`log(1 / cosh(value))` without overflow."""
     size = torch.abs(value)
     return _LOG_TWO - size - softplus(-2.0 * size)
 

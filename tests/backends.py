@@ -293,23 +293,23 @@ class NumPyroHost:
     def to_datatree(self, posterior, num, seed=0, **options):
         return posterior.to_datatree(num, rng_key=self.key(seed), **options)
 
-    def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, inverse=False):
+    def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, **options):
         numbers = self._jax.numpy
         with self._jax.enable_x64(dtype == "float64"):
-            spline = self.module("densities.spline_flow").rational_quadratic
+            spline = self.module("densities.splines").rational_quadratic
             image, log_slope = spline(
                 numbers.asarray(value, dtype),
                 numbers.asarray(parameters, dtype),
                 num_bins,
                 bound,
-                inverse=inverse,
+                **options,
             )
             return np.asarray(image), np.asarray(log_slope)
 
     def spline_gradient(self, value, parameters, num_bins, bound):
         """Derivative of the spline by automatic differentiation, at float64."""
         with self._jax.enable_x64(new_val=True):
-            numbers, spline = self._jax.numpy, self.module("densities.spline_flow")
+            numbers, spline = self._jax.numpy, self.module("densities.splines")
             parameters = numbers.asarray(parameters)
 
             def total(x):
@@ -609,16 +609,16 @@ class PyroHost:
         self.seed(seed)
         return posterior.to_datatree(num, **options)
 
-    def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, inverse=False):
-        spline = self.module("densities.spline_flow").rational_quadratic
+    def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, **options):
+        spline = self.module("densities.splines").rational_quadratic
         dtype = getattr(self._torch, dtype)
         arrays = (self._torch.tensor(np.array(part), dtype=dtype) for part in (value, parameters))
-        image, log_slope = spline(*arrays, num_bins, bound, inverse=inverse)
+        image, log_slope = spline(*arrays, num_bins, bound, **options)
         return image.numpy(), log_slope.numpy()
 
     def spline_gradient(self, value, parameters, num_bins, bound):
         """Derivative of the spline by automatic differentiation, at float64."""
-        spline = self.module("densities.spline_flow").rational_quadratic
+        spline = self.module("densities.splines").rational_quadratic
         value = self._torch.as_tensor(value).clone().requires_grad_()
         image, _ = spline(value, self._torch.as_tensor(parameters), num_bins, bound)
         return self._torch.autograd.grad(image.sum(), value)[0].numpy()

@@ -23,6 +23,8 @@ _CONJUGATE = PROBLEMS["conjugate_normal"]
 _SCALE = PROBLEMS["normal_unknown_scale"]
 _SIGN = PROBLEMS["two_mode_sign"]
 _PARABOLA = PROBLEMS["parabola"]
+_COMPASS = PROBLEMS["compass"]
+_ELLIPTICAL = PROBLEMS["elliptical"]
 _RAMP = PROBLEMS["ramp"]
 _SLOPES = PROBLEMS["slopes"]
 _CONTAMINATED = PROBLEMS["contaminated_normal"]
@@ -160,6 +162,20 @@ def parabola(x=None):
     z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
     mean = z[..., 0] ** 2 / 2 + z[..., 1]
     pyro.sample("x", dist.Normal(mean, _PARABOLA.noise), obs=x)
+
+
+def compass(x=None):
+    z = pyro.sample("z", dist.VonMises(_COMPASS.mean, _COMPASS.concentration))
+    centre = torch.stack([torch.cos(2 * z), torch.sin(2 * z)], -1)
+    pyro.sample("x", dist.Normal(centre, _COMPASS.noise).to_event(1), obs=x)
+
+
+def elliptical(x=None):
+    df, correlation = _ELLIPTICAL.df, _ELLIPTICAL.correlation
+    z = pyro.sample("z", dist.MultivariateStudentT(df, torch.zeros(2), torch.eye(2)))
+    square = (df + (z**2).sum(-1)) / (df + 2) * (1 - correlation**2)
+    scale = torch.sqrt(square)[..., None, None] * torch.eye(2)
+    pyro.sample("x", dist.MultivariateStudentT(df + 2.0, correlation * z, scale), obs=x)
 
 
 def beta_binomial(k=None):

@@ -3,6 +3,7 @@
 from numpyro_amortize.densities.affine_flow import AffineFlowDensity
 from numpyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from numpyro_amortize.densities.categorical import CategoricalDensity
+from numpyro_amortize.densities.circular_spline import CircularSplineDensity
 from numpyro_amortize.densities.consistency import ConsistencyDensity
 from numpyro_amortize.densities.continuous_flow import ContinuousFlowDensity
 from numpyro_amortize.densities.count import CountDensity
@@ -10,6 +11,7 @@ from numpyro_amortize.densities.diffusion import DiffusionDensity
 from numpyro_amortize.densities.distribution import DistributionDensity
 from numpyro_amortize.densities.external_flow import ExternalFlowDensity
 from numpyro_amortize.densities.flow_matching import FlowMatchingDensity
+from numpyro_amortize.densities.gdn_flow import GDNFlowDensity
 from numpyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from numpyro_amortize.densities.mixture import MixtureDensity
 from numpyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
@@ -24,6 +26,7 @@ __all__ = [
     "AffineFlowDensity",
     "AnyDensity",
     "CategoricalDensity",
+    "CircularSplineDensity",
     "ConditionalDensity",
     "ConsistencyDensity",
     "ContinuousFlowDensity",
@@ -34,6 +37,7 @@ __all__ = [
     "DistributionDensity",
     "ExternalFlowDensity",
     "FlowMatchingDensity",
+    "GDNFlowDensity",
     "LowRankNormalDensity",
     "MixtureDensity",
     "MultivariateNormalDensity",

@@ -60,12 +60,32 @@ class OwnLoss(Protocol):
         """
 
 
+@runtime_checkable
+class Scaled(Protocol):
+    """What a distribution adds that must know where its coordinates lie.
+
+    Those of whole numbers count from 0, and those of angles know where the circle closes.
+    """
+
+    def scaled(self, loc: Array, scale: Array) -> Any:
+        """The same density told the location and scale of its coordinates.
+
+        Args:
+            loc: Location, broadcastable to `(*batch, size)`.
+            scale: Scale, likewise.
+        """
+
+
 class Density(ABC):
     """A specification of a density family for continuous sites; sizes come from the model.
 
     Subclasses are frozen dataclasses. Whatever they build has reparameterised draws and an exact
     log density, unless its distributions say `has_log_prob = False`.
     """
+
+    def problem(self, support: Support) -> str | None:
+        """Why the family cannot describe a continuous support, in words, or None if it can."""
+        return None
 
     @abstractmethod
     def build(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import equinox as eqx
@@ -240,6 +240,7 @@ class Coupling:
         context: As given to the density.
         mask: Which coordinates move.
         transform: How each of them moves.
+        features: What the network reads of the others; their values if None.
     """
 
     def __init__(
@@ -249,12 +250,13 @@ class Coupling:
         context: Array,
         mask: Pattern,
         transform: Elementwise,
+        features: Callable[[Array], Array] | None = None,
     ) -> None:
         self.network, self.index, self.context = network, index, context
         self.moved = [i for i, moves in enumerate(mask) if moves]
         self.kept = [i for i, moves in enumerate(mask) if not moves]
         self.order = jnp.argsort(jnp.asarray(self.moved + self.kept))
-        self.transform = transform
+        self.transform, self.features = transform, features
 
     def to_noise(self, coordinates: Array) -> tuple[Array, Array]:
         """Image and log determinant."""
@@ -273,7 +275,8 @@ class Coupling:
         return self._join(moved, kept), jnp.sum(log_slope, axis=-1)
 
     def _parameters(self, kept: Array) -> Array:
-        inputs = join_features([self.context, kept]) if self.kept else self.context
+        seen = kept if self.features is None else self.features(kept)
+        inputs = join_features([self.context, seen]) if self.kept else self.context
         outputs = self.network(inputs, self.index)
         return outputs.reshape(*outputs.shape[:-1], len(self.moved), -1)
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
 from numpyro_amortize.densities.base import ConditionalDensity, Density
 from numpyro_amortize.densities.flow_steps import build_flow, check_steps
+from numpyro_amortize.densities.splines import check_num_bins, rational_quadratic
 from numpyro_amortize.networks import positive
-
-_MIN_BIN = 1e-3
-_MIN_DERIVATIVE = 1e-3
-_DERIVATIVE_ONE = math.log(math.expm1(1 - _MIN_DERIVATIVE))
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,9 @@ class SplineFlowDensity(Density):
     moves half of the coordinates given the other half, an autoregressive one moves each given
     those before it, every second step in reversed order. Everything starts at the identity.
 
-    The default for every continuous site; use `NormalDensity` where a Gaussian is enough, it is
-    cheaper. Coupling steps are fast both ways. Autoregressive ones bend more with as many
+    The default for every continuous site but angles, which have `CircularSplineDensity`, as they
+    have where this one is given for all sites. Use `NormalDensity` where a Gaussian is enough, it
+    is cheaper. Coupling steps are fast both ways. Autoregressive ones bend more with as many
     steps; a density takes one pass of the network, which is what `NPE` needs, and a draw, with
     its own density, one for each coordinate: not for long events under bounds.
 
@@ -47,6 +43,7 @@ class SplineFlowDensity(Density):
             `bound <= 0`.
 
     Example:
+        >>> import jax
         >>> density = SplineFlowDensity(hidden_dims=(8,)).build(1, 2, 3, jax.random.key(0))
         >>> density(jnp.ones((1, 3))).log_prob(jnp.zeros(2)).shape
         (1,)
@@ -65,8 +62,7 @@ class SplineFlowDensity(Density):
 
     def __post_init__(self) -> None:
         check_steps(self.kind, self.num_transforms)
-        if not 2 <= self.num_bins < 1 / _MIN_BIN:
-            raise ValueError(f"num_bins: expected 2 to {1 / _MIN_BIN:.0f}, got {self.num_bins}")
+        check_num_bins(self.num_bins)
         if self.bound <= 0:
             raise ValueError(f"bound: expected a positive number, got {self.bound}")
 
@@ -114,68 +110,3 @@ class _AffineSpline:
 def _parts(parameters: Array) -> tuple[Array, Array, Array]:
     """Location, scale and what the knots are computed from."""
     return parameters[..., 0], positive(parameters[..., 1]), parameters[..., 2:]
-
-
-def rational_quadratic(
-    value: Array, parameters: Array, num_bins: int, bound: float, *, inverse: bool = False
-) -> tuple[Array, Array]:
-    """The monotone rational-quadratic spline, or its inverse, elementwise.
-
-    Args:
-        value: Where to evaluate, shape `(*batch,)`.
-        parameters: Widths, heights and inner derivatives before their constraints, shape
-            `(*batch, 3 * num_bins - 1)`; zeros give the identity.
-        num_bins: Number of bins.
-        bound: The spline acts on `[-bound, bound]` and is the identity outside.
-        inverse: Whether to evaluate the inverse.
-
-    Returns:
-        The image, and the log derivative of the spline (not of its inverse) there.
-
-    References:
-        Durkan et al. (2019), arXiv:1906.04032, eqs. 4-8.
-    """
-    raw = parameters[..., :num_bins], parameters[..., num_bins : 2 * num_bins]
-    (x_knots, widths), (y_knots, heights) = (_bins(part, bound) for part in raw)
-    inner = _MIN_DERIVATIVE + jax.nn.softplus(parameters[..., 2 * num_bins :] + _DERIVATIVE_ONE)
-    one = jnp.ones((*inner.shape[:-1], 1), inner.dtype)
-    left = jnp.concatenate([one, inner], axis=-1)
-    right = jnp.concatenate([inner, one], axis=-1)
-
-    clipped = jnp.clip(value, -bound, bound)
-    knots = y_knots if inverse else x_knots
-    above = clipped[..., None] >= knots[..., 1:]  # a sum over bins in place of a gather
-    chosen = jnp.arange(num_bins) == jnp.sum(above, axis=-1, keepdims=True)
-    x0, width, y0, height, d0, d1 = (
-        jnp.sum(jnp.where(chosen, part, 0.0), axis=-1)
-        for part in (x_knots, widths, y_knots, heights, left, right)
-    )
-    slope = height / width
-    bend = d0 + d1 - 2 * slope
-    if inverse:
-        shift = clipped - y0
-        a = height * (slope - d0) + shift * bend
-        b = height * d0 - shift * bend
-        c = -slope * shift
-        root = jnp.sqrt(jnp.maximum(b**2 - 4 * a * c, 0.0))
-        xi = 2 * c / (-b - root)  # the stable form of the root
-        image = x0 + xi * width
-    else:
-        xi = (clipped - x0) / width
-    mixed = xi * (1 - xi)
-    denominator = slope + bend * mixed
-    if not inverse:
-        image = y0 + height * (slope * xi**2 + d0 * mixed) / denominator
-    numerator = d1 * xi**2 + 2 * slope * mixed + d0 * (1 - xi) ** 2
-    log_slope = 2 * jnp.log(slope) + jnp.log(numerator) - 2 * jnp.log(denominator)
-    inside = jnp.abs(value) < bound
-    return jnp.where(inside, image, value), jnp.where(inside, log_slope, 0.0)
-
-
-def _bins(raw: Array, bound: float) -> tuple[Array, Array]:
-    """Left knots and sizes of the bins."""
-    num_bins = raw.shape[-1]
-    sizes = _MIN_BIN + (1 - num_bins * _MIN_BIN) * jax.nn.softmax(raw, axis=-1)
-    sizes = 2 * bound * sizes
-    ends = jnp.cumsum(sizes, axis=-1)
-    return ends - sizes - bound, sizes

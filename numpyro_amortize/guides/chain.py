@@ -18,6 +18,7 @@ from numpyro_amortize.densities.base import (
     ConditionalDensity,
     DiscreteDensity,
     OwnLoss,
+    Scaled,
     check_has_log_prob,
     site_distribution,
 )
@@ -185,11 +186,13 @@ class PosteriorChain(eqx.Module):
         )
         context = self._head_input(group, index, contexts, features)
         base: Any = self.heads[group](context, index)
+        loc, scale = self._location_scale(site, standardisation, conditionals)
+        if isinstance(base, Scaled):
+            base = base.scaled(loc, scale)
         if site.coupled:
             base = self._coupled(group, base, context, contexts, index)
-        loc, scale = self._location_scale(site, standardisation, conditionals)
         if site.support.is_discrete:
-            return discrete_site_distribution(base.scaled(loc, scale), self.structure, site)
+            return discrete_site_distribution(base, self.structure, site)
         return site_distribution(base, loc, scale, self.structure, site)
 
     def log_prob(
@@ -266,7 +269,7 @@ class PosteriorChain(eqx.Module):
             moments = [self._location_scale(site, standardisation, conditionals) for site in sites]
             if sites[0].support.is_discrete:
                 numbers = [packed[name][0] for name in names]
-                density: Any = self._density_of_numbers(group, stacked, moments)
+                density = self._density(group, jnp.stack(stacked), moments)
                 values = jnp.stack(jnp.broadcast_arrays(*numbers))
                 if rng_key is not None and isinstance(density, OwnLoss):
                     terms = -density.training_loss(values, jax.random.fold_in(rng_key, group))
@@ -280,7 +283,7 @@ class PosteriorChain(eqx.Module):
             ]
             inputs = jnp.stack(stacked)
             values = jnp.stack(jnp.broadcast_arrays(*standard))
-            density = self.heads[group](inputs)
+            density = self._density(group, inputs, moments)
             if rng_key is not None and isinstance(density, OwnLoss):
                 losses = density.training_loss(values, jax.random.fold_in(rng_key, group))
                 result |= dict(zip(names, -losses, strict=True))
@@ -295,14 +298,16 @@ class PosteriorChain(eqx.Module):
                 result[name] = log_prob[index] - jacobian
         return {site.name: result[site.name] for site in structure.latents}
 
-    def _density_of_numbers(
-        self, group: int, inputs: Sequence[Array], moments: Sequence[Moments]
-    ) -> Any:
-        """The density of the discrete sites of a group, of values numbered from 0."""
-        context = jnp.stack(inputs)
-        plain = (len(inputs), *[1] * (context.ndim - 2), -1)
-        loc, scale = (jnp.stack(parts).reshape(plain) for parts in zip(*moments, strict=True))
-        density: Any = self.heads[group](context)
+    def _density(self, group: int, inputs: Array, moments: Sequence[Moments]) -> Any:
+        """The density of a group, told where its coordinates lie if it must know."""
+        density: Any = self.heads[group](inputs)
+        if not isinstance(density, Scaled):
+            return density
+        pairs = (jnp.stack(jnp.broadcast_arrays(*part)) for part in zip(*moments, strict=True))
+        loc, scale = (
+            part.reshape(len(part), *[1] * (inputs.ndim - part.ndim), *part.shape[1:])
+            for part in pairs
+        )
         return density.scaled(loc, scale)
 
     def parent_features(

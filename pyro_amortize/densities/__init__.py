@@ -3,6 +3,7 @@
 from pyro_amortize.densities.affine_flow import AffineFlowDensity
 from pyro_amortize.densities.base import AnyDensity, ConditionalDensity, Density, DiscreteDensity
 from pyro_amortize.densities.categorical import CategoricalDensity
+from pyro_amortize.densities.circular_spline import CircularSplineDensity
 from pyro_amortize.densities.consistency import ConsistencyDensity
 from pyro_amortize.densities.continuous_flow import ContinuousFlowDensity
 from pyro_amortize.densities.count import CountDensity
@@ -10,6 +11,7 @@ from pyro_amortize.densities.diffusion import DiffusionDensity
 from pyro_amortize.densities.distribution import DistributionDensity
 from pyro_amortize.densities.external_flow import ExternalFlowDensity
 from pyro_amortize.densities.flow_matching import FlowMatchingDensity
+from pyro_amortize.densities.gdn_flow import GDNFlowDensity
 from pyro_amortize.densities.low_rank_normal import LowRankNormalDensity
 from pyro_amortize.densities.mixture import MixtureDensity
 from pyro_amortize.densities.multivariate_normal import MultivariateNormalDensity
@@ -24,6 +26,7 @@ __all__ = [
     "AffineFlowDensity",
     "AnyDensity",
     "CategoricalDensity",
+    "CircularSplineDensity",
     "ConditionalDensity",
     "ConsistencyDensity",
     "ContinuousFlowDensity",
@@ -34,6 +37,7 @@ __all__ = [
     "DistributionDensity",
     "ExternalFlowDensity",
     "FlowMatchingDensity",
+    "GDNFlowDensity",
     "LowRankNormalDensity",
     "MixtureDensity",
     "MultivariateNormalDensity",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -241,6 +241,7 @@ class Coupling:
         context: As given to the density.
         mask: Which coordinates move.
         transform: How each of them moves.
+        features: What the network reads of the others; their values if None.
     """
 
     def __init__(
@@ -250,12 +251,13 @@ class Coupling:
         context: Tensor,
         mask: Pattern,
         transform: Elementwise,
+        features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.network, self.index, self.context = network, index, context
         self.moved = [i for i, moves in enumerate(mask) if moves]
         self.kept = [i for i, moves in enumerate(mask) if not moves]
         self.order = np.argsort(self.moved + self.kept).tolist()
-        self.transform = transform
+        self.transform, self.features = transform, features
 
     def like(self, shape: torch.Size) -> Tensor:
         """Standard normal noise of the type and device of the step."""
@@ -276,7 +278,8 @@ class Coupling:
         return self._join(moved, kept), log_slope.sum(-1)
 
     def _parameters(self, kept: Tensor) -> Tensor:
-        inputs = join_features([self.context, kept]) if self.kept else self.context
+        seen = kept if self.features is None else self.features(kept)
+        inputs = join_features([self.context, seen]) if self.kept else self.context
         outputs = self.network(inputs, self.index)
         return outputs.reshape(*outputs.shape[:-1], len(self.moved), -1)
 

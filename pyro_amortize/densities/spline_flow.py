@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softmax, softplus
 
 from pyro_amortize.densities.base import ConditionalDensity, Density
 from pyro_amortize.densities.flow_steps import build_flow, check_steps
+from pyro_amortize.densities.splines import check_num_bins, rational_quadratic
 from pyro_amortize.networks import positive
-
-_MIN_BIN = 1e-3
-_MIN_DERIVATIVE = 1e-3
-_DERIVATIVE_ONE = math.log(math.expm1(1 - _MIN_DERIVATIVE))
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,9 @@ class SplineFlowDensity(Density):
     moves half of the coordinates given the other half, an autoregressive one moves each given
     those before it, every second step in reversed order. Everything starts at the identity.
 
-    The default for every continuous site; use `NormalDensity` where a Gaussian is enough, it is
-    cheaper. Coupling steps are fast both ways. Autoregressive ones bend more with as many
+    The default for every continuous site but angles, which have `CircularSplineDensity`, as they
+    have where this one is given for all sites. Use `NormalDensity` where a Gaussian is enough, it
+    is cheaper. Coupling steps are fast both ways. Autoregressive ones bend more with as many
     steps; a density takes one pass of the network, which is what `NPE` needs, and a draw, with
     its own density, one for each coordinate: not for long events under bounds.
 
@@ -65,8 +61,7 @@ class SplineFlowDensity(Density):
 
     def __post_init__(self) -> None:
         check_steps(self.kind, self.num_transforms)
-        if not 2 <= self.num_bins < 1 / _MIN_BIN:
-            raise ValueError(f"num_bins: expected 2 to {1 / _MIN_BIN:.0f}, got {self.num_bins}")
+        check_num_bins(self.num_bins)
         if self.bound <= 0:
             raise ValueError(f"bound: expected a positive number, got {self.bound}")
 
@@ -111,70 +106,3 @@ class _AffineSpline:
 def _parts(parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Location, scale and what the knots are computed from."""
     return parameters[..., 0], positive(parameters[..., 1]), parameters[..., 2:]
-
-
-def rational_quadratic(
-    value: Tensor, parameters: Tensor, num_bins: int, bound: float, *, inverse: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The monotone rational-quadratic spline, or its inverse, elementwise.
-
-    Args:
-        value: Where to evaluate, shape `(*batch,)`.
-        parameters: Widths, heights and inner derivatives before their constraints, shape
-            `(*batch, 3 * num_bins - 1)`; zeros give the identity.
-        num_bins: Number of bins.
-        bound: The spline acts on `[-bound, bound]` and is the identity outside.
-        inverse: Whether to evaluate the inverse.
-
-    Returns:
-        The image, and the log derivative of the spline (not of its inverse) there.
-
-    References:
-        Durkan et al. (2019), arXiv:1906.04032, eqs. 4-8.
-    """
-    raw = torch.stack([parameters[..., :num_bins], parameters[..., num_bins : 2 * num_bins]])
-    knots, sizes = _bins(raw, bound)
-    inner = _MIN_DERIVATIVE + softplus(parameters[..., 2 * num_bins :] + _DERIVATIVE_ONE)
-    one = torch.ones_like(inner[..., :1])
-    derivatives = torch.cat([one, inner, one], -1)
-
-    clipped = torch.clamp(value, -bound, bound)
-    ends = knots[1 if inverse else 0][..., 1:].contiguous()
-    chosen = (clipped[..., None] >= ends).sum(-1, keepdim=True)
-    shape = torch.broadcast_shapes(chosen.shape[:-1], derivatives.shape[:-1])
-    chosen = chosen.expand(*shape, 1)
-
-    def pick(table: Tensor) -> Tensor:
-        return table.expand(*shape, table.shape[-1]).gather(-1, chosen)[..., 0]
-
-    x0, y0, width, height = pick(knots[0]), pick(knots[1]), pick(sizes[0]), pick(sizes[1])
-    d0, d1 = pick(derivatives[..., :-1]), pick(derivatives[..., 1:])
-    slope = height / width
-    bend = d0 + d1 - 2 * slope
-    if inverse:
-        shift = clipped - y0
-        a = height * (slope - d0) + shift * bend
-        b = height * d0 - shift * bend
-        c = -slope * shift
-        root = torch.sqrt(torch.clamp(b**2 - 4 * a * c, min=0.0))
-        xi = 2 * c / (-b - root)  # the stable form of the root
-        image = x0 + xi * width
-    else:
-        xi = (clipped - x0) / width
-    mixed = xi * (1 - xi)
-    denominator = slope + bend * mixed
-    if not inverse:
-        image = y0 + height * (slope * xi**2 + d0 * mixed) / denominator
-    numerator = d1 * xi**2 + 2 * slope * mixed + d0 * (1 - xi) ** 2
-    log_slope = 2 * torch.log(slope / denominator) + torch.log(numerator)
-    inside = torch.abs(value) < bound
-    return torch.where(inside, image, value), torch.where(inside, log_slope, 0.0)
-
-
-def _bins(raw: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Left knots and sizes of the bins."""
-    num_bins = raw.shape[-1]
-    sizes = _MIN_BIN + (1 - num_bins * _MIN_BIN) * softmax(raw, -1)
-    sizes = 2 * bound * sizes
-    ends = torch.cumsum(sizes, -1)
-    return ends - sizes - bound, sizes

@@ -15,6 +15,7 @@ from pyro_amortize.densities.base import (
     ConditionalDensity,
     DiscreteDensity,
     OwnLoss,
+    Scaled,
     check_has_log_prob,
     site_distribution,
 )
@@ -188,11 +189,13 @@ class PosteriorChain(nn.Module):
         )
         context = self._head_input(group, index, contexts, features)
         base: Any = self.heads[group](context, index)
+        loc, scale = self._location_scale(site, standardisation, conditionals)
+        if isinstance(base, Scaled):
+            base = base.scaled(loc, scale)
         if site.coupled:
             base = self._coupled(group, base, context, contexts.common[site.name], index)
-        loc, scale = self._location_scale(site, standardisation, conditionals)
         if site.support.is_discrete:
-            return discrete_site_distribution(base.scaled(loc, scale), self.structure, site)
+            return discrete_site_distribution(base, self.structure, site)
         return site_distribution(base, loc, scale, self.structure, site)
 
     def log_prob(
@@ -267,7 +270,8 @@ class PosteriorChain(nn.Module):
             moments = [self._location_scale(site, standardisation, conditionals) for site in sites]
             if sites[0].support.is_discrete:
                 numbers = [packed[name][0] for name in names]
-                density: Any = self._density_of_numbers(group, stacked, moments)
+                inputs = torch.stack(torch.broadcast_tensors(*stacked))
+                density = self._density(group, inputs, moments)
                 values = torch.stack(torch.broadcast_tensors(*numbers))
                 is_own = is_for_training and isinstance(density, OwnLoss)
                 terms = -density.training_loss(values) if is_own else density.log_prob(values)
@@ -279,7 +283,7 @@ class PosteriorChain(nn.Module):
             ]
             inputs = torch.stack(torch.broadcast_tensors(*stacked))
             values = torch.stack(torch.broadcast_tensors(*standard))
-            density = self.heads[group](inputs)
+            density = self._density(group, inputs, moments)
             if is_for_training and isinstance(density, OwnLoss):
                 result |= dict(zip(names, -density.training_loss(values), strict=True))
                 continue
@@ -294,16 +298,16 @@ class PosteriorChain(nn.Module):
                 result[name] = log_prob[index] - jacobian
         return {site.name: result[site.name] for site in structure.latents}
 
-    def _density_of_numbers(
-        self, group: int, inputs: Sequence[Tensor], moments: Sequence[Moments]
-    ) -> Any:
-        """The density of the discrete sites of a group, of values numbered from 0."""
-        context = torch.stack(torch.broadcast_tensors(*inputs))
-        plain = (len(inputs), *[1] * (context.ndim - 2), -1)
+    def _density(self, group: int, inputs: Tensor, moments: Sequence[Moments]) -> Any:
+        """The density of a group, told where its coordinates lie if it must know."""
+        density: Any = self.heads[group](inputs)
+        if not isinstance(density, Scaled):
+            return density
+        pairs = (torch.stack(torch.broadcast_tensors(*part)) for part in zip(*moments, strict=True))
         loc, scale = (
-            torch.stack(list(parts)).reshape(plain) for parts in zip(*moments, strict=True)
+            part.reshape(len(part), *[1] * (inputs.ndim - part.ndim), *part.shape[1:])
+            for part in pairs
         )
-        density: Any = self.heads[group](context)
         return density.scaled(loc, scale)
 
     def parent_features(

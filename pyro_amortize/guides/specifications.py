@@ -8,6 +8,7 @@ from typing import Any
 from pyro_amortize.densities import (
     AnyDensity,
     CategoricalDensity,
+    CircularSplineDensity,
     CountDensity,
     DiscreteDensity,
     SplineFlowDensity,
@@ -71,12 +72,17 @@ def resolve_embeddings(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, Embed
 def resolve_densities(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, AnyDensity]:
     """The density of every latent site; the default is chosen from its support.
 
-    One specification for all goes to the sites that it can describe.
+    One specification for all goes to the sites that it can describe; angles then have the
+    circular one of a spline flow.
 
     Raises:
         ValueError: If a site that does not exist is named, or a specification does not fit.
     """
     resolved = resolve_specifications("densities", specs, sites, None)
+    if isinstance(specs, SplineFlowDensity):
+        sizes = specs.num_transforms, specs.num_bins, specs.hidden_dims
+        angles = [site.name for site in sites if site.support.kind == "circular"]
+        resolved |= dict.fromkeys(angles, CircularSplineDensity(*sizes))
     problems = {site.name: _density_problem(resolved[site.name], site.support) for site in sites}
     found = {name: problem for name, problem in problems.items() if problem}
     if found and (isinstance(specs, Mapping) or len(found) == len(sites)):
@@ -96,7 +102,7 @@ def resolve_densities(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, AnyDen
 def default_density(support: Support) -> AnyDensity:
     """The density for a site whose density nobody has chosen."""
     if not support.is_discrete:
-        return SplineFlowDensity()
+        return CircularSplineDensity() if support.kind == "circular" else SplineFlowDensity()
     num = support.num_values
     is_short = num is not None and num <= _MANY_VALUES
     return CategoricalDensity() if is_short or support.kind == "categorical" else CountDensity()
@@ -109,7 +115,7 @@ def _density_problem(spec: AnyDensity | None, support: Support) -> str | None:
     if support.is_discrete != isinstance(spec, DiscreteDensity):
         kinds = ("discrete", "continuous") if support.is_discrete else ("continuous", "discrete")
         return f"is {kinds[0]}, but {name} is a {kinds[1]} density"
-    problem = spec.problem(support) if isinstance(spec, DiscreteDensity) else None
+    problem = spec.problem(support)
     return problem and f"{problem}, and {name} cannot describe it"
 
 

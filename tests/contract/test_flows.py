@@ -18,10 +18,11 @@ STEPWISE_FLOWS = {
 FLOWS = STEPWISE_FLOWS | {
     "planar": ("PlanarFlowDensity", {}),
     "radial": ("RadialFlowDensity", {}),
+    "gdn": ("GDNFlowDensity", {"num_transforms": 2}),
 }
 CONTEXT_SIZE = 3
-# One test of draws for each of six flows on two hosts: a false alarm in one of 10,000 or so.
-FAILURE_BUDGET = 1e-4 / 12
+# One test of draws for each of seven flows on two hosts: a false alarm in one of 10,000 or so.
+FAILURE_BUDGET = 1e-4 / 14
 
 each_flow = pytest.mark.parametrize("flow", FLOWS)
 

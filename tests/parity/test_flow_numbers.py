@@ -10,7 +10,7 @@ import pytest
 
 from tests.backends import host as host_of
 from tests.conftest import require
-from tests.contract import test_ode_flows
+from tests.contract import test_circular, test_ode_flows
 from tests.contract.test_flows import CONTEXT_SIZE, FLOWS, evaluated, random_flow
 from tests.contract.test_ode_flows import FAMILIES
 
@@ -36,6 +36,10 @@ def test_flows_have_the_same_numbers(flow):
 def test_flows_along_an_equation_have_the_same_numbers(family, options):
     make = partial(test_ode_flows.random_flow, family=family, **options)
     assert_same_numbers(make, rtol=1e-9 if "num_steps" in options else 1e-6)
+
+
+def test_flows_on_the_circle_have_the_same_numbers():
+    assert_same_numbers(partial(test_circular.random_flow, scale=0.15), rtol=1e-9)
 
 
 def test_consistency_maps_have_the_same_numbers():

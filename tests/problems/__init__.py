@@ -15,6 +15,7 @@ from tests.problems.autoregression import Autoregression
 from tests.problems.beta_binomial import BetaBinomial
 from tests.problems.binary_digits import BinaryDigits
 from tests.problems.blob_image import BlobImage
+from tests.problems.compass import Compass
 from tests.problems.conjugate_normal import ConjugateNormal
 from tests.problems.contaminated_normal import ContaminatedNormal
 from tests.problems.crossed_effects import CrossedEffects
@@ -25,6 +26,7 @@ from tests.problems.discrete_joints import (
     Regimes,
     Switches,
 )
+from tests.problems.elliptical import Elliptical
 from tests.problems.grouped_normal import GroupedNormal
 from tests.problems.hierarchical_normal import HierarchicalNormal
 from tests.problems.line import Line
@@ -40,9 +42,11 @@ PROBLEMS = {
     "autoregression": Autoregression(),
     "beta_binomial": BetaBinomial(),
     "blob_image": BlobImage(),
+    "compass": Compass(),
     "conjugate_normal": ConjugateNormal(),
     "contaminated_normal": ContaminatedNormal(),
     "crossed_effects": CrossedEffects(),
+    "elliptical": Elliptical(),
     "grouped_normal": GroupedNormal(),
     "hierarchical_normal": HierarchicalNormal(),
     "line": Line(),
@@ -66,10 +70,12 @@ __all__ = [
     "BetaBinomial",
     "BinaryDigits",
     "BlobImage",
+    "Compass",
     "ConjugateNormal",
     "ContaminatedNormal",
     "CrossedEffects",
     "DigitsComponents",
+    "Elliptical",
     "GroupedNormal",
     "HierarchicalNormal",
     "Line",

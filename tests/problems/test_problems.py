@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 from scipy.integrate import dblquad, quad
-from scipy.stats import binom, halfnorm, invgamma, kstest, multivariate_normal, norm, poisson
+from scipy.special import i0
+from scipy.stats import (
+    binom,
+    halfnorm,
+    invgamma,
+    kstest,
+    multivariate_normal,
+    multivariate_t,
+    norm,
+    poisson,
+)
 
 from amortize_diagnostics import expected_gap
 from tests.problems import PROBLEMS
@@ -70,6 +80,17 @@ def log_joint(problem, name, latents, observations):
         first, second = latents["z"].T
         prior = norm.logpdf(first) + norm.logpdf(second)
         return prior + norm.logpdf(observations["x"], first**2 / 2 + second, problem.noise)
+    if name == "elliptical":
+        together = np.concatenate([latents["z"], observations["x"]], 1)
+        mixed = problem.correlation * (1 - np.eye(2))
+        shape = np.eye(4) + np.kron(mixed, np.eye(2))
+        return multivariate_t(np.zeros(4), shape, problem.df).logpdf(together)
+    if name == "compass":
+        z, (first, second) = latents["z"], observations["x"].T
+        prior = problem.concentration * np.cos(z - problem.mean)
+        prior = prior - np.log(2 * np.pi * i0(problem.concentration))
+        likelihood = norm.logpdf(first, np.cos(2 * z), problem.noise)
+        return prior + likelihood + norm.logpdf(second, np.sin(2 * z), problem.noise)
     if name == "beta_binomial":
         p, k = latents["p"], observations["k"]
         prior = np.log(30 * p * (1 - p) ** 4)  # Beta(2, 5)
@@ -150,6 +171,7 @@ def test_posterior_is_the_joint_over_the_evidence(name, rng):
         ("conjugate_normal", (-8, 8)),
         ("two_mode_sign", (-8, 8)),
         ("beta_binomial", (0, 1)),
+        ("compass", (-np.pi, np.pi)),
         ("autoregression", (-1, 1)),
         ("contaminated_normal", (-8, 8)),
     ],
