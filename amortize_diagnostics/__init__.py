@@ -1,5 +1,7 @@
 """Checks of posteriors on NumPy arrays, shared by `pyro_amortize` and `numpyro_amortize`."""
 
+from amortize_diagnostics.calibration import Calibration, CalibrationRow
+from amortize_diagnostics.calibration_run import CalibrationRun
 from amortize_diagnostics.collapse import (
     ActiveUnits,
     LinearVAE,
@@ -37,11 +39,15 @@ from amortize_diagnostics.information import (
     site_rates,
 )
 from amortize_diagnostics.misspecification import Typicality, misspecification_test, typicality
+from amortize_diagnostics.multiplicity import holm, pooled_uniformity
 from amortize_diagnostics.ranks import EcdfTest, RankStatistics, ecdf_test, posterior_ranks
 from amortize_diagnostics.tarp import Tarp, reference_points, tarp
 
 __all__ = [
     "ActiveUnits",
+    "Calibration",
+    "CalibrationRow",
+    "CalibrationRun",
     "Coverage",
     "EcdfTest",
     "Gap",
@@ -60,6 +66,7 @@ __all__ = [
     "choose_local_draws",
     "ecdf_test",
     "expected_gap",
+    "holm",
     "hpd_coverage",
     "importance_summary",
     "linear_vae_threshold",
@@ -67,6 +74,7 @@ __all__ = [
     "misspecification_test",
     "mmd_test",
     "mutual_information",
+    "pooled_uniformity",
     "posterior_ranks",
     "psis",
     "recovery",

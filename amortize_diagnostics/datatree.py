@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _DRAW_GROUPS = (
     "posterior",
     "prior",
+    "prior_sbc",
     "prior_predictive",
     "posterior_predictive",
     "log_likelihood",
@@ -40,7 +41,7 @@ def to_datatree(
     0.8 and 1.
 
     Args:
-        groups: `{group: {name: array}}`. In posterior, prior, prior_predictive,
+        groups: `{group: {name: array}}`. In posterior, prior, prior_sbc, prior_predictive,
             posterior_predictive, log_likelihood and sample_stats every array has shape
             `(num_draws, ...)` with one `num_draws` per group; in observed_data and constant_data
             there is no draw axis. Values are in the constrained space.

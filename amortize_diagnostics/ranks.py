@@ -141,20 +141,30 @@ class EcdfTest:
     @property
     def shape(self) -> str:
         """What is wrong with the posterior whose ranks these are, in words."""
-        named = {
-            "too low": self.offset,
-            "too high": -self.offset,
-            "too narrow": self.spread,
-            "too wide": -self.spread,
-        }
-        ranked = sorted(named, key=lambda word: -named[word])
-        sure = [word for word in ranked if named[word] > _SURE]
-        likely = [word for word in ranked[:1] if named[word] > _LIKELY]
-        return " and ".join(sure or likely) or "of another shape"
+        return shape_words(self.offset, self.spread)
 
     def __str__(self) -> str:
         verdict = "uniform" if self.p_value >= 1 - self.prob else self.shape
         return f"{verdict} (p = {self.p_value:.2g} over {self.num} data sets)"
+
+
+def shape_words(offset: float, spread: float) -> str:
+    """What is wrong with draws whose ranks are not uniform.
+
+    Args:
+        offset: As in `EcdfTest`.
+        spread: As in `EcdfTest`.
+    """
+    named = {
+        "too low": offset,
+        "too high": -offset,
+        "too narrow": spread,
+        "too wide": -spread,
+    }
+    ranked = sorted(named, key=lambda word: -named[word])
+    sure = [word for word in ranked if named[word] > _SURE]
+    likely = [word for word in ranked[:1] if named[word] > _LIKELY]
+    return " and ".join(sure or likely) or "of another shape"
 
 
 def ecdf_test(pit: ArrayLike, *, prob: float = 0.95, num_points: int | None = None) -> EcdfTest:

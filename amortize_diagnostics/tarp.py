@@ -47,7 +47,7 @@ class Tarp:
             return "covers what it promises"
         if self.is_independent:
             return "too wide" if self.area > 0 else "too narrow or biased"
-        return "draws and truths differ around points that the data point to"
+        return "wrong around points that the data point to"
 
     def __str__(self) -> str:
         kind = "points that ignore the data" if self.is_independent else "points from the data"
@@ -99,7 +99,7 @@ def tarp(
         >>> x = z + 0.5 * rng.normal(size=(300, 2))
         >>> prior = rng.normal(size=(499, 300, 2))  # a guide that ignores x
         >>> print(tarp(prior, z, rng, references=x).verdict)
-        draws and truths differ around points that the data point to
+        wrong around points that the data point to
 
     References:
         Lemos, Coogan, Hezaveh and Perreault-Levasseur (2023), Sampling-based accuracy testing of

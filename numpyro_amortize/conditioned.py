@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from numpyro_amortize.guides import AnyGuide
+from numpyro_amortize.guides import AnyGuide, EnsembleGuide
 from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from numpyro_amortize.measure import Call
@@ -61,6 +61,41 @@ class ConditionedGuide:
             rng_key,
         )
         return self._padded.cut(self.guide.structure, draws)
+
+    def blocks(self, num_samples: int) -> list[tuple[int, int]]:
+        """The first draw and the number of draws of blocks whose rows fit in memory.
+
+        All have the same size, so that the last one may go beyond `num_samples`.
+        """
+        rows = sum(value.size for value in self.observations.values())
+        most = max(ROWS_AT_ONCE // max(rows, 1), 1)
+        num_blocks = -(-num_samples // most)
+        size = -(-num_samples // num_blocks)
+        return [(start, size) for start in range(0, num_samples, size)]
+
+    def draw_with_density(self, num_samples: int, rng_key: Array) -> tuple[dict[str, Array], Array]:
+        """Draws of the latents and their joint log density in the guide, in one block.
+
+        Args:
+            num_samples: Number of draws.
+            rng_key: Key of the draws.
+
+        Returns:
+            Values as of `sample`, and densities as of `log_prob`, NaN if the guide has none.
+        """
+        values, log_probs = _draw_with_density(
+            self.guide,
+            self.params,
+            self._padded.call,
+            self._extended,
+            self._padded.true_sizes,
+            num_samples,
+            self.batch_dims,
+            rng_key,
+        )
+        structure = self.guide.structure
+        log_probs = self._padded.cut(structure, log_probs, has_event=False)
+        return self._padded.cut(structure, values), total(log_probs.values(), 1 + self.batch_dims)
 
     def log_prob(self, latents: Mapping[str, Array]) -> Array:
         """Joint log density of the guide, shape `(num_samples, [num_datasets])`, in nats."""
@@ -163,6 +198,30 @@ def _sample(
         jax.random.split(rng_key, num_samples),
         batch_size=min(max(ROWS_AT_ONCE // rows, 1), num_samples),
     )
+
+
+@eqx.filter_jit
+def _draw_with_density(
+    guide: AnyGuide,
+    params: Mapping[str, Any],
+    call: Call,
+    observations: Mapping[str, Array],
+    true_sizes: Mapping[str, Array],
+    num_samples: int,
+    batch_dims: int,
+    rng_key: Array,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    own: dict[str, Any] = {"batch_dims": batch_dims, "true_sizes": true_sizes}
+
+    def draw(key: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+        draws = guide.draw(params, *call, observations, rng_key=key, **own)
+        if isinstance(guide, EnsembleGuide):  # its draws know one member each
+            return draws.values, guide.site_log_probs(
+                params, *call, draws.values, observations, **own
+            )
+        return draws.values, draws.log_probs
+
+    return jax.vmap(draw)(jax.random.split(rng_key, num_samples))
 
 
 @eqx.filter_jit

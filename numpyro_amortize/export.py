@@ -44,12 +44,12 @@ def posterior_tree(
     own = [site.name for site in (*structure.latents, *structure.deterministic)]
     batch = 1 + batch_dims
     groups = {
-        "posterior": _to_arrays(structure, draws, own, batch),
-        "prior": _to_arrays(structure, prior, own, 1),
-        "posterior_predictive": _to_arrays(structure, predictive, observed, batch),
-        "prior_predictive": _to_arrays(structure, prior, observed, 1),
-        "log_likelihood": _to_arrays(structure, densities, observed, batch, has_event=False),
-        "observed_data": _to_arrays(structure, observations, observed, batch_dims),
+        "posterior": site_arrays(structure, draws, own, batch),
+        "prior": site_arrays(structure, prior, own, 1),
+        "posterior_predictive": site_arrays(structure, predictive, observed, batch),
+        "prior_predictive": site_arrays(structure, prior, observed, 1),
+        "log_likelihood": site_arrays(structure, densities, observed, batch, has_event=False),
+        "observed_data": site_arrays(structure, observations, observed, batch_dims),
         "sample_stats": {
             "lp": np.asarray(lp),
             "log_q": np.asarray(log_q),
@@ -58,13 +58,13 @@ def posterior_tree(
     }
     return to_datatree(
         groups,
-        dims=_dimension_names(structure),
+        dims=dimension_names(structure),
         coords=dict(coords or {}),
         has_datasets=bool(batch_dims),
     )
 
 
-def _to_arrays(
+def site_arrays(
     structure: ModelStructure,
     values: Mapping[str, Any],
     names: Sequence[str],
@@ -72,7 +72,15 @@ def _to_arrays(
     *,
     has_event: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Values of sites without the axes of absent plates."""
+    """Values of sites without the axes of absent plates.
+
+    Args:
+        structure: The structure of the model.
+        values: By site, `(*batch, *plates, *event)` in the host's layout.
+        names: Sites that are wanted.
+        batch_dims: Number of batch axes.
+        has_event: Whether the values have the axes of their events.
+    """
     exported = {}
     for name in names:
         site = structure.site(name)
@@ -85,7 +93,7 @@ def _to_arrays(
     return exported
 
 
-def _dimension_names(structure: ModelStructure) -> dict[str, list[str]]:
+def dimension_names(structure: ModelStructure) -> dict[str, list[str]]:
     """Its plates, then the axes of its event, for each site."""
     dims = {}
     for site in (*structure.latents, *structure.deterministic, *structure.observed):

@@ -140,6 +140,51 @@ def hide(
     return jnp.where(where, jnp.nan, value.astype(jnp.result_type(float)))
 
 
+def hide_some(
+    structure: ModelStructure,
+    observations: Mapping[str, Array],
+    missing: float | Callable[[Array, str, tuple[int, ...]], Array],
+    rng_key: Array,
+) -> dict[str, Array]:
+    """Simulated data as a guide may see them: with NaN where values or sites are hidden.
+
+    Args:
+        structure: The structure of the model.
+        observations: Complete data by site, with one leading axis of simulations.
+        missing: The largest fraction of values that is hidden, or a function that says which, as
+            for `NPE`; and of alternatives of observed sites each simulation gets one.
+        rng_key: Key of what is hidden.
+    """
+    data = dict(observations)
+    for info in structure.missing if missing else ():
+        rng_key, own = jax.random.split(rng_key)
+        shape = is_present(structure, info.site, data[info.site]).shape
+        if callable(missing):
+            is_missing = missing(own, info.site, shape)
+        else:
+            rates = missing * jax.random.uniform(own, (shape[0],) + (1,) * len(shape[1:]))
+            is_missing = jax.random.uniform(jax.random.fold_in(own, 1), shape) < rates
+        data[info.site] = hide(structure, info.site, data[info.site], is_missing)
+    if structure.alternatives:
+        num, own = len(next(iter(data.values()))), jax.random.fold_in(rng_key, 2)
+        chosen = jax.random.randint(own, (num,), 0, len(structure.alternatives))
+        for name in structure.optional:
+            lacks = jnp.array([name not in each for each in structure.alternatives])
+            ones = (1,) * (is_present(structure, name, data[name]).ndim - 1)
+            is_missing = lacks[chosen].reshape(-1, *ones)
+            data[name] = hide(structure, name, data[name], is_missing)
+    return data
+
+
+def check_hiding(structure: ModelStructure, missing: float | Callable[..., Any]) -> None:
+    """Raise a ValueError if values are to be hidden from a guide that takes complete data only."""
+    if missing and not structure.missing:
+        raise ValueError(
+            "missing: this guide takes complete data only; make it with "
+            "AmortizedGuide(..., missing=...), naming the sites of which values may be missing"
+        )
+
+
 def is_present(structure: ModelStructure, name: str, value: Array) -> Array:
     """Which events are there, whole or in part if parts may be, shape `(*batch, *plates)`."""
     event_dim = len(structure.site(name).event_shape)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from pyro_amortize.guides import AnyGuide
+from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples, importance_samples
 from pyro_amortize.measure import Call
 from pyro_amortize.missing import fill_missing_values, log_joint_of_present
@@ -50,6 +50,33 @@ class ConditionedGuide:
             parts.append(draws.values)
             left -= block
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def blocks(self, num_samples: int) -> list[tuple[int, int]]:
+        """The first draw and the number of draws of blocks whose rows fit in memory."""
+        rows = sum(value.numel() for value in self.observations.values())
+        size = max(ROWS_AT_ONCE // max(rows, 1), 1)
+        starts = range(0, num_samples, size)
+        return [(start, min(size, num_samples - start)) for start in starts]
+
+    def draw_with_density(self, num_samples: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Draws of the latents and their joint log density in the guide, in one block.
+
+        Args:
+            num_samples: Number of draws.
+
+        Returns:
+            Values as of `sample`, and densities as of `log_prob`, NaN if the guide has none.
+        """
+        draws = self.guide.draw(
+            *self.call, self.observations, num_samples=num_samples, batch_dims=self.batch_dims
+        )
+        log_probs: Mapping[str, Tensor] = draws.log_probs
+        if isinstance(self.guide, EnsembleGuide):  # its draws know one member each
+            once = {name: value[None] for name, value in self.observations.items()}
+            log_probs = self.guide.site_log_probs(
+                *self.call, draws.values, once, batch_dims=1 + self.batch_dims
+            )
+        return draws.values, total(log_probs.values(), 1 + self.batch_dims)
 
     def log_prob(self, latents: Mapping[str, Tensor]) -> Tensor:
         """Joint log density of the guide, shape `(num_samples, [num_datasets])`, in nats."""

@@ -134,6 +134,49 @@ def hide(
     return torch.where(where, value.new_tensor(torch.nan), value)
 
 
+def hide_some(
+    structure: ModelStructure,
+    observations: Mapping[str, Tensor],
+    missing: float | Callable[[str, tuple[int, ...]], Tensor],
+) -> dict[str, Tensor]:
+    """Simulated data as a guide may see them: with NaN where values or sites are hidden.
+
+    Args:
+        structure: The structure of the model.
+        observations: Complete data by site, with one leading axis of simulations.
+        missing: The largest fraction of values that is hidden, or a function that says which, as
+            for `NPE`; and of alternatives of observed sites each simulation gets one.
+    """
+    data = dict(observations)
+    for info in structure.missing if missing else ():
+        present = is_present(structure, info.site, data[info.site])
+        if callable(missing):
+            is_missing = missing(info.site, tuple(present.shape))
+        else:
+            device, ones = present.device, (1,) * (present.ndim - 1)
+            rates = missing * torch.rand((len(present), *ones), device=device)
+            is_missing = torch.rand(present.shape, device=device) < rates
+        data[info.site] = hide(structure, info.site, data[info.site], is_missing)
+    if structure.alternatives:
+        num = len(next(iter(data.values())))
+        chosen = torch.randint(len(structure.alternatives), (num,))
+        for name in structure.optional:
+            lacks = torch.tensor([name not in each for each in structure.alternatives])
+            ones = (1,) * (is_present(structure, name, data[name]).ndim - 1)
+            is_missing = lacks[chosen].to(data[name].device).reshape(-1, *ones)
+            data[name] = hide(structure, name, data[name], is_missing)
+    return data
+
+
+def check_hiding(structure: ModelStructure, missing: float | Callable[..., Any]) -> None:
+    """Raise a ValueError if values are to be hidden from a guide that takes complete data only."""
+    if missing and not structure.missing:
+        raise ValueError(
+            "missing: this guide takes complete data only; make it with "
+            "AmortizedGuide(..., missing=...), naming the sites of which values may be missing"
+        )
+
+
 def is_present(structure: ModelStructure, name: str, value: Tensor) -> Tensor:
     """Which events are there, whole or in part if parts may be, shape `(*batch, *plates)`."""
     event_dim = len(structure.site(name).event_shape)

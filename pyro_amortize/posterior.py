@@ -7,7 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+from torch import Tensor
+
+from amortize_diagnostics import Calibration
+from amortize_diagnostics.paired import check_numbers
 from pyro_amortize.at_data import Posterior
+from pyro_amortize.calibration import calibrate, known_call, simulate_data
 from pyro_amortize.conditioned import ConditionedGuide
 from pyro_amortize.densities import AnyDensity
 from pyro_amortize.embeddings import Embedding
@@ -85,7 +90,7 @@ class AmortizedPosterior:
         Raises:
             ValueError: If data are missing or do not fit the model.
         """
-        return self._condition(args, kwargs, None)
+        return Posterior(self._at(args, kwargs, None))
 
     def at_each(self, *args: Any, observations: Mapping[str, Any], **kwargs: Any) -> Posterior:
         """The posteriors at each of many data sets that share the other arguments.
@@ -101,14 +106,14 @@ class AmortizedPosterior:
         Raises:
             ValueError: If data are missing or do not fit the model.
         """
-        return self._condition(args, kwargs, observations)
+        return Posterior(self._at(args, kwargs, observations))
 
-    def _condition(
+    def _at(
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         observations: Mapping[str, Any] | None,
-    ) -> Posterior:
+    ) -> ConditionedGuide:
         self.guide.setup(*args, **kwargs)
         if not self.guide.is_trained():
             warnings.warn(
@@ -119,7 +124,52 @@ class AmortizedPosterior:
         found = self.guide.find_observations(args, kwargs, observations, batch_dims)
         sizes = data_plate_sizes(self.guide.structure, found, batch_dims)
         warn_of_sizes(self._histories, self.guide.structure, sizes)
-        return Posterior(ConditionedGuide(self.guide, (args, kwargs), found, batch_dims=batch_dims))
+        return ConditionedGuide(self.guide, (args, kwargs), found, batch_dims=batch_dims)
+
+    def check_calibration(
+        self,
+        num_datasets: int = 300,
+        num_draws: int = 999,
+        *,
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        missing: float | Callable[[str, tuple[int, ...]], Tensor] = 0.0,
+    ) -> Calibration:
+        """Judge the guide as a whole on simulated data, whose latents are known.
+
+        Simulates data sets, draws from the guide at all of them, and compares: ranks of every
+        latent and of log likelihood and log joint density (SBC), coverage of regions of highest
+        density, z-scores and contraction, and coverage of balls around random points (TARP).
+        `print` shows a table with a verdict; `to_datatree` and `plot` go to ArviZ.
+
+        Use it after training, whatever the objective. A pass speaks for data that the model
+        simulates, on average; for one real data set see `importance_sample`. The default sees
+        shifts of 0.3 posterior standard deviations and widths wrong by 30 %.
+
+        Args:
+            num_datasets: Number of simulated data sets, at least 50.
+            num_draws: Number of draws for each of them, at least 20.
+            args: The model's positional arguments; with `kwargs`, those of set-up if both are None.
+            kwargs: The model's keyword arguments.
+            missing: What is hidden of the data, as for `NPE`.
+
+        Returns:
+            The table and what is behind it.
+
+        Raises:
+            ValueError: If there are too few data sets or draws, if the model has a factor site, if
+                too few simulations are finite, if a draw is NaN, or if every latent is constant.
+            TypeError: If the arguments of the model are not known.
+
+        References:
+            See `amortize_diagnostics.CalibrationRun`.
+        """
+        check_numbers(num_datasets, num_draws, ("num_draws", "num_datasets"))
+        call = known_call(self.guide, args, kwargs)
+        self.guide.setup(*call[0], **call[1])
+        data = simulate_data(self.guide, call, num_datasets, missing)
+        conditioned = self._at(*call, data.observations)
+        return calibrate(conditioned, data, num_draws)
 
     @property
     def _histories(self) -> list[TrainingHistory]:

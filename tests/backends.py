@@ -293,6 +293,9 @@ class NumPyroHost:
     def to_datatree(self, posterior, num, seed=0, **options):
         return posterior.to_datatree(num, rng_key=self.key(seed), **options)
 
+    def check_calibration(self, amortized, *numbers, seed=0, **options):
+        return amortized.check_calibration(*numbers, rng_key=self.key(seed), **options)
+
     def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, **options):
         numbers = self._jax.numpy
         with self._jax.enable_x64(dtype == "float64"):
@@ -608,6 +611,10 @@ class PyroHost:
     def to_datatree(self, posterior, num, seed=0, **options):
         self.seed(seed)
         return posterior.to_datatree(num, **options)
+
+    def check_calibration(self, amortized, *numbers, seed=0, **options):
+        self.seed(seed)
+        return amortized.check_calibration(*numbers, **options)
 
     def rational_quadratic(self, value, parameters, num_bins, bound, *, dtype, **options):
         spline = self.module("densities.splines").rational_quadratic

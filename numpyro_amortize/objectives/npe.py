@@ -14,7 +14,7 @@ from numpyro.infer.elbo import ELBO
 
 from numpyro_amortize.arguments import bound_arguments, drawn_call
 from numpyro_amortize.layout import pack
-from numpyro_amortize.missing import hide, is_present, mark_missing
+from numpyro_amortize.missing import check_hiding, hide_some, mark_missing
 from numpyro_amortize.objectives.bank import check_constants, draw_rows, held_out_rows
 from numpyro_amortize.objectives.gradients import check_single
 from numpyro_amortize.obs_mask import JoinedModel
@@ -380,29 +380,9 @@ class NPE(ELBO):
     ) -> dict[str, Array]:
         """Simulated data as the guide may see them: with NaN for what is missing."""
         structure = guide.structure
-        if self.missing and not structure.missing:
-            raise ValueError(
-                "missing: this guide takes complete data only; make it with "
-                "AmortizedGuide(..., missing=...), naming the sites of which values may be missing"
-            )
+        check_hiding(structure, self.missing)
         data = {site.name: values[site.name] for site in structure.observed}
-        for info in structure.missing if self.missing else ():
-            rng_key, own = jax.random.split(rng_key)
-            shape = is_present(structure, info.site, data[info.site]).shape
-            if callable(self.missing):
-                is_missing = self.missing(own, info.site, shape)
-            else:
-                rates = self.missing * jax.random.uniform(own, (shape[0],) + (1,) * len(shape[1:]))
-                is_missing = jax.random.uniform(jax.random.fold_in(own, 1), shape) < rates
-            data[info.site] = hide(structure, info.site, data[info.site], is_missing)
-        if structure.alternatives:
-            num, own = len(next(iter(data.values()))), jax.random.fold_in(rng_key, 2)
-            chosen = jax.random.randint(own, (num,), 0, len(structure.alternatives))
-            for name in structure.optional:
-                lacks = jnp.array([name not in each for each in structure.alternatives])
-                ones = (1,) * (is_present(structure, name, data[name]).ndim - 1)
-                is_missing = lacks[chosen].reshape(-1, *ones)
-                data[name] = hide(structure, name, data[name], is_missing)
+        data = hide_some(structure, data, self.missing, rng_key)
         return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_amortize.arguments import bound_arguments, drawn_call
 from pyro_amortize.layout import pack
-from pyro_amortize.missing import hide, is_present, mark_missing
+from pyro_amortize.missing import check_hiding, hide_some, mark_missing
 from pyro_amortize.objectives.bank import check_constants, draw_rows, held_out_rows
 from pyro_amortize.objectives.gradients import check_single
 from pyro_amortize.obs_mask import JoinedModel
@@ -366,29 +366,9 @@ class NPE(ELBO):
     ) -> dict[str, Tensor]:
         """Simulated data as the guide may see them: with NaN for what is missing."""
         structure = guide.structure
-        if self.missing and not structure.missing:
-            raise ValueError(
-                "missing: this guide takes complete data only; make it with "
-                "AmortizedGuide(..., missing=...), naming the sites of which values may be missing"
-            )
+        check_hiding(structure, self.missing)
         data = {site.name: values[site.name] for site in structure.observed}
-        for info in structure.missing if self.missing else ():
-            present = is_present(structure, info.site, data[info.site])
-            if callable(self.missing):
-                is_missing = self.missing(info.site, tuple(present.shape))
-            else:
-                device, ones = present.device, (1,) * (present.ndim - 1)
-                rates = self.missing * torch.rand((len(present), *ones), device=device)
-                is_missing = torch.rand(present.shape, device=device) < rates
-            data[info.site] = hide(structure, info.site, data[info.site], is_missing)
-        if structure.alternatives:
-            num = len(next(iter(data.values())))
-            chosen = torch.randint(len(structure.alternatives), (num,))
-            for name in structure.optional:
-                lacks = torch.tensor([name not in each for each in structure.alternatives])
-                ones = (1,) * (is_present(structure, name, data[name]).ndim - 1)
-                is_missing = lacks[chosen].to(data[name].device).reshape(-1, *ones)
-                data[name] = hide(structure, name, data[name], is_missing)
+        data = hide_some(structure, data, self.missing)
         return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
 
 

@@ -60,6 +60,7 @@ LAYERS = (
         "posterior",
         "at_data",
         "conditioned",
+        "calibration",
         "importance",
         "collapse",
         "export",
