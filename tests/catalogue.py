@@ -72,7 +72,7 @@ CATALOGUE = (
         ("linear_gaussian_2", "linear_gaussian_10"),
         GAUSSIAN,
     ),
-    Entry("NADEDensity", "density", ("switches",), OTHER),
+    Entry("NADEDensity", "density", ("switches", "parabola", "two_mode_sign"), OTHER),
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),
     Entry("NormalDensity", "density", ("conjugate_normal",), GAUSSIAN),
     Entry("PerceiverEmbedding", "embedding", ("contaminated_normal",), OTHER),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -109,12 +109,15 @@ class DiscreteDensity(ABC):
 
     Subclasses are frozen dataclasses. Whatever they build has exact log probabilities, which
     sum to one; draws are not reparameterised. Coordinates of one event are drawn one after
-    the other, each given those before it.
+    the other, each given those before it. A family that `takes_real_values` builds densities
+    of standardised coordinates for continuous supports.
     """
+
+    takes_real_values: ClassVar[bool] = False
 
     @abstractmethod
     def problem(self, support: Support) -> str | None:
-        """Why the family cannot describe a discrete support, in words, or None if it can."""
+        """Why the family cannot describe a support, in words, or None if it can."""
 
     @abstractmethod
     def build(

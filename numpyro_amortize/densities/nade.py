@@ -1,10 +1,11 @@
-"""Order-agnostic NADE: any coordinate of a discrete vector given any others."""
+"""Order-agnostic NADE: any coordinate of a vector given any others, of labels or real."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import Any, ClassVar, Protocol
 
 import equinox as eqx
 import jax
@@ -15,15 +16,43 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from numpyro_amortize.densities.base import ConditionalDensity, DiscreteDensity
+from numpyro_amortize.densities.gaussian import floored
 from numpyro_amortize.discrete import discrete_features, feature_width
 from numpyro_amortize.networks import StackedMLP
 from numpyro_amortize.pooling import join_features
 from numpyro_amortize.supports import Support
 
+_LEAST_SCALE = 1e-3  # of the normals, as a share of where they start
+
+
+class Coordinate(Protocol):
+    """What the network says of one coordinate, and how it reads it."""
+
+    @property
+    def num_features(self) -> int:
+        """Number of features of a known one."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of outputs of the network for one."""
+
+    @property
+    def support(self) -> Any:
+        """The constraint of the vector."""
+
+    def features(self, value: Array) -> Array:
+        """What the network reads of values, `(*batch, size, num_features)`."""
+
+    def log_prob(self, parameters: Array, value: Array) -> Array:
+        """Log probability or density in nats; `parameters` has one axis more than `value`."""
+
+    def sample(self, parameters: Array, rng_key: Array) -> Array:
+        """One draw for each row of `parameters`."""
+
 
 @dataclass(frozen=True)
 class NADEDensity(DiscreteDensity):
-    """One network for all coordinates of a discrete vector, in every order.
+    """One network for all coordinates of a vector, discrete or real, in every order.
 
     It gives `q(u_j | u_known, c)` for each coordinate and any set of known ones. The density is
     the mean over a few fixed orders `o`, in nats
@@ -37,17 +66,22 @@ class NADEDensity(DiscreteDensity):
 
     which is the mean over all orders of minus the log density in an order, in nats.
 
+    A coordinate is a label of a discrete site; of a continuous one it is a mixture of normals.
+
     Use it for long vectors of booleans or labels, inclusion indicators for one, where
     `CategoricalDensity` has a network for each coordinate. Draws take as many passes as there are
     coordinates and a log density `R` times as many, all at once. On one coordinate it is
-    `CategoricalDensity` with more work.
+    `CategoricalDensity` with more work. Of real vectors it takes modes that lie apart better than
+    flows do, but its draws are not reparameterised: train it by `NPE`, or by `RWS` and others
+    whose gradient asks for none.
 
     Args:
         num_orders: Number of orders of the density, R at most; there are `2 D` to choose from.
         hidden_dims: Widths of the hidden layers.
+        num_components: Number of normals of a real coordinate; labels have none.
 
     Raises:
-        ValueError: If `num_orders < 1`.
+        ValueError: If `num_orders < 1` or `num_components < 1`.
 
     Example:
         >>> support = Support("boolean", 0, 1)
@@ -57,20 +91,25 @@ class NADEDensity(DiscreteDensity):
 
     References:
         Uria, Cote, Gregor, Murray and Larochelle (2016), *Neural autoregressive distribution
-        estimation*, JMLR 17, for the loss and the mean over orders. Orders are turns of the
-        coordinates, forward and backward, and not drawn.
+        estimation*, JMLR 17, for the loss and the mean over orders; Uria, Murray and Larochelle
+        (2013), arXiv:1306.0186, for real values. Orders are turns of the coordinates, forward and
+        backward, and not drawn.
     """
 
     num_orders: int = 4
     hidden_dims: tuple[int, ...] = (64, 64)
+    num_components: int = 10
+    takes_real_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.num_orders < 1:
-            raise ValueError(f"num_orders: expected at least 1, got {self.num_orders}")
+        for name in ("num_orders", "num_components"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     def problem(self, support: Support) -> str | None:
-        """Why the family cannot describe a discrete support, in words, or None if it can."""
-        return "its range has no upper bound" if support.num_values is None else None
+        """Why the family cannot describe a support, in words, or None if it can."""
+        is_endless = support.is_discrete and support.num_values is None
+        return "its range has no upper bound" if is_endless else None
 
     def build(
         self,
@@ -81,17 +120,104 @@ class NADEDensity(DiscreteDensity):
         rng_key: Array,
     ) -> ConditionalDensity:
         """Build the networks for sites of equal event size and support."""
-        num_values = support.num_values or 1
-        in_size = event_size * (feature_width(support) + 1) + context_size
+        coordinate: Coordinate = (
+            _Label(support) if support.is_discrete else _NormalMixture(self.num_components)
+        )
+        in_size = event_size * (coordinate.num_features + 1) + context_size
         network = StackedMLP(
             num_sites,
             in_size,
             self.hidden_dims,
-            event_size * num_values,
+            event_size * coordinate.num_parameters,
             zero_output=True,
             rng_key=rng_key,
         )
-        return ConditionalNADE(network, support, event_size, self.num_orders)
+        return ConditionalNADE(network, coordinate, event_size, self.num_orders)
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A label of a discrete support, numbered from 0: a softmax."""
+
+    values: Support
+
+    @property
+    def num_features(self) -> int:
+        return feature_width(self.values)
+
+    @property
+    def num_parameters(self) -> int:
+        return self.values.num_values or 1
+
+    @property
+    def support(self) -> Any:
+        return constraints.independent(constraints.nonnegative_integer, 1)
+
+    def features(self, value: Array) -> Array:
+        zero = jnp.zeros(value.shape[-1])
+        features = discrete_features(self.values, value, zero, zero + 1)
+        return features.reshape(*value.shape, self.num_features)
+
+    def log_prob(self, parameters: Array, value: Array) -> Array:
+        log_probs = jax.nn.log_softmax(parameters, axis=-1)
+        label = jnp.clip(jnp.round(value), 0, parameters.shape[-1] - 1)
+        label, value = (jnp.broadcast_to(each, log_probs.shape[:-1]) for each in (label, value))
+        found = jnp.take_along_axis(log_probs, label.astype(int)[..., None], axis=-1)[..., 0]
+        return jnp.where(label == value, found, -jnp.inf)
+
+    def sample(self, parameters: Array, rng_key: Array) -> Array:
+        return jax.random.categorical(rng_key, parameters).astype(parameters.dtype)
+
+
+@dataclass(frozen=True)
+class _NormalMixture:
+    """A real number: a mixture of normals, at the start a standard normal or so."""
+
+    num_components: int
+    num_features: ClassVar[int] = 1
+
+    @property
+    def num_parameters(self) -> int:
+        return 3 * self.num_components
+
+    @property
+    def support(self) -> Any:
+        return constraints.real_vector
+
+    def features(self, value: Array) -> Array:
+        return jnp.arcsinh(value)[..., None]
+
+    def log_prob(self, parameters: Array, value: Array) -> Array:
+        logits, loc, scale = self._parts(parameters)
+        terms = jax.scipy.stats.norm.logpdf(value[..., None], loc, scale)
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits, axis=-1) + terms, axis=-1)
+
+    def sample(self, parameters: Array, rng_key: Array) -> Array:
+        logits, loc, scale = self._parts(parameters)
+        first, second = jax.random.split(rng_key)
+        chosen = jax.random.categorical(first, logits)[..., None]
+        drawn = loc + scale * jax.random.normal(second, loc.shape, loc.dtype)
+        return jnp.take_along_axis(drawn, chosen, axis=-1)[..., 0]
+
+    def _parts(self, parameters: Array) -> tuple[Array, Array, Array]:
+        logits, loc, scale = jnp.split(parameters, 3, axis=-1)
+        start, width = first_components(self.num_components)
+        return logits, loc + jnp.asarray(start, loc.dtype), width * floored(scale, _LEAST_SCALE)
+
+
+def first_components(num_components: int) -> tuple[np.ndarray, float]:
+    """Where the normals of a real coordinate start: together about a standard normal.
+
+    Args:
+        num_components: Number of normals.
+
+    Returns:
+        Locations, at quantiles of a normal, and the standard deviation of each.
+    """
+    middle = (np.arange(num_components) + 0.5) / num_components
+    loc = np.array([NormalDist().inv_cdf(share) for share in middle])
+    width = 1.0 if num_components == 1 else 0.5
+    return loc * np.sqrt(1 - width**2), width
 
 
 def orders_of(event_size: int, num_orders: int) -> np.ndarray:
@@ -112,7 +238,7 @@ class ConditionalNADE(ConditionalDensity):
     """The built form of `NADEDensity`."""
 
     network: StackedMLP
-    support: Support = eqx.field(static=True)
+    coordinate: Coordinate = eqx.field(static=True)
     event_size: int = eqx.field(static=True)
     num_orders: int = eqx.field(static=True)
 
@@ -120,29 +246,26 @@ class ConditionalNADE(ConditionalDensity):
         """The densities given contexts."""
         return NADEDistribution(self, context, index)
 
-    def log_probs(self, context: Array, index: int | None, value: Array, known: Array) -> Array:
-        """Log probabilities of every value of every coordinate given the known ones.
+    def outputs(self, context: Array, index: int | None, value: Array, known: Array) -> Array:
+        """What the network says of every coordinate given the known ones.
 
         Args:
             context: Shape `(*batch, context_size)`.
             index: The one site to evaluate, or None.
-            value: Values numbered from 0, shape `(*batch, size)`.
+            value: Values, those of labels numbered from 0, shape `(*batch, size)`.
             known: 1 where a coordinate is known and 0 elsewhere, broadcastable to them.
 
         Returns:
-            Shape `(*batch, size, num_values)`, in nats.
+            Shape `(*batch, size, num_parameters)`, as the coordinate reads them.
         """
-        width, zero = feature_width(self.support), jnp.zeros(value.shape[-1])
-        features = discrete_features(self.support, value, zero, zero + 1)
-        seen = features.reshape(*value.shape, width) * known[..., None]
+        seen = self.coordinate.features(value) * known[..., None]
         seen = seen.reshape(*seen.shape[:-2], -1)
         outputs = self.network(join_features([seen, known, context]), index)
-        shape = (*outputs.shape[:-1], value.shape[-1], -1)
-        return jax.nn.log_softmax(outputs.reshape(shape), axis=-1)
+        return outputs.reshape(*outputs.shape[:-1], value.shape[-1], -1)
 
 
 class NADEDistribution(dist.Distribution):
-    """Vectors of whole numbers from 0, the mean over some orders.
+    """Vectors of whole numbers from 0 or of real ones, the mean over some orders.
 
     Args:
         density: The networks.
@@ -150,7 +273,6 @@ class NADEDistribution(dist.Distribution):
         index: The site, or None for all.
     """
 
-    support = constraints.independent(constraints.nonnegative_integer, 1)
     has_rsample = False
 
     def __init__(self, density: ConditionalNADE, context: Array, index: int | None) -> None:
@@ -163,8 +285,13 @@ class NADEDistribution(dist.Distribution):
         )
 
     def scaled(self, loc: Array, scale: Array) -> NADEDistribution:
-        """The same: values are labels here, which have no scale."""
+        """The same: labels have no scale, and real values come standardised."""
         return self
+
+    @property
+    def support(self) -> Any:
+        """The constraint of the vector."""
+        return self.density.coordinate.support
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape `(*sample_shape, *batch, size)`."""
@@ -176,8 +303,8 @@ class NADEDistribution(dist.Distribution):
         known = jnp.zeros_like(value)
         for number, own_key in enumerate(jax.random.split(key, shape[-1])):
             is_next = chosen[..., number, None] == jnp.arange(shape[-1])
-            log_probs = self.density.log_probs(self.context, self.index, value, known)
-            drawn = jax.random.categorical(own_key, log_probs).astype(value.dtype)
+            parameters = self.density.outputs(self.context, self.index, value, known)
+            drawn = self.density.coordinate.sample(parameters, own_key)
             value = jnp.where(is_next, drawn, value)
             known = jnp.where(is_next, 1.0, known)
         return jax.lax.stop_gradient(value)
@@ -205,8 +332,8 @@ class NADEDistribution(dist.Distribution):
         known = np.argsort(orders)[:, None, :] < np.arange(size)[:, None]
         mask = jnp.asarray(known.reshape(num_orders * size, size), value.dtype)
         context, rows = self.context[..., None, :], value[..., None, :]
-        log_probs = self.density.log_probs(context, self.index, rows, mask)
-        found = _chosen(log_probs, rows)
+        parameters = self.density.outputs(context, self.index, rows, mask)
+        found = self.density.coordinate.log_prob(parameters, rows)
         place = np.broadcast_to(orders.reshape(-1, 1), (*found.shape[:-1], 1))
         found = jnp.take_along_axis(found, place, axis=-1)[..., 0]
         return jnp.sum(found.reshape(*found.shape[:-1], num_orders, size), axis=-1)
@@ -219,14 +346,7 @@ class NADEDistribution(dist.Distribution):
         rank = jnp.argsort(jax.random.uniform(rank_key, shape), axis=-1)
         num_known = jax.random.randint(key, (*shape[:-1], 1), 0, size)
         known = (rank < num_known).astype(self.context.dtype)
-        found = _chosen(self.density.log_probs(self.context, self.index, value, known), value)
+        parameters = self.density.outputs(self.context, self.index, value, known)
+        found = self.density.coordinate.log_prob(parameters, value)
         share = size / (size - num_known[..., 0])
         return -share * jnp.sum((1 - known) * found, axis=-1)
-
-
-def _chosen(log_probs: Array, value: Array) -> Array:
-    """Log probabilities of the values, `(*batch, size)`; minus infinity off the support."""
-    label = jnp.clip(jnp.round(value), 0, log_probs.shape[-1] - 1)
-    label, value = (jnp.broadcast_to(each, log_probs.shape[:-1]) for each in (label, value))
-    found = jnp.take_along_axis(log_probs, label.astype(int)[..., None], axis=-1)[..., 0]
-    return jnp.where(label == value, found, -jnp.inf)

@@ -112,7 +112,9 @@ def _density_problem(spec: AnyDensity | None, support: Support) -> str | None:
     if spec is None:
         return None
     name = type(spec).__name__
-    if support.is_discrete != isinstance(spec, DiscreteDensity):
+    is_discrete = isinstance(spec, DiscreteDensity)
+    takes_both = isinstance(spec, DiscreteDensity) and spec.takes_real_values
+    if support.is_discrete != is_discrete and not takes_both:
         kinds = ("discrete", "continuous") if support.is_discrete else ("continuous", "discrete")
         return f"is {kinds[0]}, but {name} is a {kinds[1]} density"
     problem = spec.problem(support)

@@ -5,15 +5,16 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 from scipy.special import logsumexp
-from scipy.stats import chisquare
+from scipy.stats import chisquare, norm
 
-LEAST_P_VALUE = 1e-4  # four tests of draws: one failure in 2,500 changes of the seeds
+LEAST_P_VALUE = 1e-4  # six tests of draws: one failure in 1,600 changes of the seeds
 CONTEXT = np.array([0.3, -1.0, 0.5])
 KINDS = {"boolean": ("boolean", 0, 1), "labels": ("integer_interval", 0, 2)}
+SUPPORTS = KINDS | {"real": ("real",)}
 
 
 def built(host, kind, size, num_sites=1, scale=0.5, **options):
-    support = host.module("supports").Support(*KINDS[kind])
+    support = host.module("supports").Support(*SUPPORTS[kind])
     spec = host.package.NADEDensity(hidden_dims=(8,), **options)
     density = host.build_density(spec, num_sites, size, 3, support=(support,))
     return host.scrambled_density(density, scale)
@@ -67,9 +68,10 @@ def test_mean_over_orders_is_that_of_their_probabilities(host):
     assert np.ptp(parts, axis=1).max() > 0.05
 
 
-def test_loss_is_the_mean_over_all_orders(host):
+@pytest.mark.parametrize(("kind", "value"), [("boolean", [1, 0, 1]), ("real", [2.1, -1.2, 0.4])])
+def test_loss_is_the_mean_over_all_orders(host, kind, value):
     """Within four standard errors, which are far less than what the factor of `d` changes."""
-    density, value, size = built(host, "boolean", 3), np.array([1.0, 0.0, 1.0]), 3
+    density, value, size = built(host, kind, 3), np.array(value, float), 3
     exact = -in_orders(host, density, value[None], np.array(list(permutations(range(size)))))
     context, many = np.tile(CONTEXT, (20_000, 1)), np.tile(value, (20_000, 1))
 
@@ -84,14 +86,15 @@ def test_loss_is_the_mean_over_all_orders(host):
     assert exact.mean() * (1 - (size + 1) / (2 * size)) > 5 * error
 
 
-def test_nothing_leaks_from_the_unknown(host):
+@pytest.mark.parametrize("kind", ["boolean", "real"])
+def test_nothing_leaks_from_the_unknown(host, kind):
     """And a known zero is not an unknown value."""
-    density, size = built(host, "boolean", 4), 4
+    density, size = built(host, kind, 4), 4
     value, known = np.array([1.0, 0.0, 1.0, 1.0]), np.array([1.0, 1.0, 0.0, 0.0])
 
     def given(value, known):
         parts = (host.array(CONTEXT), 0, host.array(value), host.array(known))
-        return np.array(density.log_probs(*parts).tolist())
+        return np.array(density.outputs(*parts).tolist())
 
     before = given(value, known)
     for place in range(size):
@@ -116,6 +119,50 @@ def test_draws_follow_the_probabilities(host, kind):
     assert chisquare(counts, expected * 4000 / expected.sum()).pvalue > LEAST_P_VALUE
 
 
+@pytest.mark.compiles
+@pytest.mark.parametrize("num_components", [1, 4])
+def test_densities_of_real_vectors_integrate_to_one(host, num_components):
+    """Together and in each order; one coordinate too."""
+    axis = np.linspace(-9, 9, 181)
+    plane = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    options = {"scale": 0.2, "num_components": num_components}
+    density, orders = built(host, "real", 2, **options), np.array([[0, 1], [1, 0]])
+    for found in (log_probs(host, density, plane), *in_orders(host, density, plane, orders).T):
+        assert np.exp(found).sum() * 0.1**2 == pytest.approx(1.0, abs=1e-3)
+    line = log_probs(host, built(host, "real", 1, **options), axis[:, None])
+    assert np.exp(line).sum() * 0.1 == pytest.approx(1.0, abs=1e-3)
+
+
+def test_mixtures_start_about_at_a_standard_normal(host, rng):
+    spec, support = host.package.NADEDensity(), host.module("supports").Support("real")
+    density = host.build_density(spec, 1, 2, 3, support=(support,))
+    value = np.clip(1.5 * rng.normal(size=(50, 2)), -2, 2)
+    np.testing.assert_allclose(
+        log_probs(host, density, value), norm.logpdf(value).sum(1), atol=0.25
+    )
+    first, width = host.module("densities.nade").first_components(1)
+    assert (first.tolist(), width) == ([0.0], 1.0)
+
+
+@pytest.mark.compiles
+def test_draws_of_real_vectors_follow_the_density(host):
+    """Counts in a lattice whose cells have as much mass as a finer sum says."""
+    density = built(host, "real", 2, num_components=3)
+    drawn, kept = host.density_draw(density, np.tile(CONTEXT, (4000, 1)))
+    np.testing.assert_allclose(kept, log_probs(host, density, drawn), atol=1e-3)
+    edges = np.linspace(-4, 4, 321)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    grid = np.stack(np.meshgrid(middle, middle, indexing="ij"), -1).reshape(-1, 2)
+    mass = np.exp(log_probs(host, density, grid)) * (edges[1] - edges[0]) ** 2
+    mass = mass.reshape(16, 20, 16, 20).sum((1, 3)).ravel()
+    counts = np.histogram2d(*drawn.T, bins=[edges[::20]] * 2)[0].ravel()
+    is_own = 4000 * mass >= 5
+    assert is_own.sum() > 10
+    expected = np.append(mass[is_own], 1 - mass[is_own].sum()) * 4000
+    counts = np.append(counts[is_own], 4000 - counts[is_own].sum())
+    assert chisquare(counts, expected).pvalue > LEAST_P_VALUE
+
+
 def test_values_off_the_support_have_no_probability(host):
     density = built(host, "boolean", 2)
     assert log_probs(host, density, np.array([[2.0, 0.0]]))[0] == -np.inf
@@ -136,6 +183,8 @@ def test_sites_side_by_side_have_their_own_numbers(host, rng):
 def test_bad_options(host):
     with pytest.raises(ValueError, match="num_orders: expected at least 1, got 0"):
         host.package.NADEDensity(num_orders=0)
+    with pytest.raises(ValueError, match="num_components: expected at least 1, got 0"):
+        host.package.NADEDensity(num_components=0)
     model = host.models.poisson_count
     with pytest.raises(ValueError, match="its range has no upper bound, and NADEDensity cannot"):
         host.guide(model, observed="y", densities=host.package.NADEDensity()).setup()
@@ -153,6 +202,32 @@ def test_a_guide_is_trained_drawn_from_and_refused_by_bounds(host, tmp_path):
     for each in (amortized, loaded):
         draws = host.sample(each.at(y=y), 50, seed=1)
         assert np.all(np.isfinite(host.log_prob(each.at(y=y), draws)))
+    with pytest.raises(ValueError, match="and the gradient of IWAE is right for reparameterised"):
+        host.fit(
+            model,
+            host.guide(model, observed="y", densities=spec),
+            package.IWAE(4),
+            args=(y,),
+            num_steps=2,
+        )
+
+
+@pytest.mark.compiles
+def test_a_guide_of_real_sites_in_plates_and_outside(host, tmp_path, rng):
+    """Constrained events of several kinds: saved, scored as drawn, no path for a bound."""
+    model, package = host.models.wide_supports, host.package
+    spec = package.NADEDensity(hidden_dims=(8,), num_orders=2, num_components=3)
+    guide = host.guide(model, observed="y", densities=spec)
+    amortized = host.fit(model, guide, package.NPE(16), num_steps=5)
+    assert np.all(np.isfinite(amortized.history.losses))
+    amortized.save(tmp_path / "guide.safetensors")
+    loaded = package.AmortizedPosterior.load(tmp_path / "guide.safetensors", model)
+    y = host.array(rng.normal(size=3))
+    draws = host.sample(amortized.at(y=y), 50, seed=1)
+    assert len(np.unique(draws["box"])) == draws["box"].size
+    before, after = (host.log_prob(each.at(y=y), draws) for each in (amortized, loaded))
+    assert np.all(np.isfinite(before))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="and the gradient of IWAE is right for reparameterised"):
         host.fit(
             model,

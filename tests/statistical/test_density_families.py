@@ -27,6 +27,8 @@ RUNS = {
     ("MixtureDensity", "two_mode_sign"): ({}, 2500, OTHER),
     ("MultivariateNormalDensity", "linear_gaussian_2"): ({}, 1500, GAUSSIAN),
     ("MultivariateNormalDensity", "linear_gaussian_10"): ({}, 5000, GAUSSIAN),
+    ("NADEDensity", "parabola"): ({}, 4000, OTHER),
+    ("NADEDensity", "two_mode_sign"): ({}, 2500, OTHER),
     ("StudentTDensity", "conjugate_normal"): ({}, 1000, GAUSSIAN),
 }
 
