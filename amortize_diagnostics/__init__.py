@@ -2,6 +2,7 @@
 
 from amortize_diagnostics.calibration import Calibration, CalibrationRow
 from amortize_diagnostics.calibration_run import CalibrationRun
+from amortize_diagnostics.chains import ChainSummary, chain_summary
 from amortize_diagnostics.collapse import (
     ActiveUnits,
     LinearVAE,
@@ -48,6 +49,7 @@ __all__ = [
     "Calibration",
     "CalibrationRow",
     "CalibrationRun",
+    "ChainSummary",
     "Coverage",
     "EcdfTest",
     "Gap",
@@ -63,6 +65,7 @@ __all__ = [
     "Typicality",
     "active_units",
     "central_coverage",
+    "chain_summary",
     "choose_local_draws",
     "ecdf_test",
     "expected_gap",

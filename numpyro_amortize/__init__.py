@@ -36,6 +36,7 @@ from numpyro_amortize.guides import AmortizedGuide, EnsembleGuide
 from numpyro_amortize.handlers import TruncatedPrior, add_path, fill_missing, truncated_prior
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.importance import ImportanceSamples
+from numpyro_amortize.nuts import NUTSSamples
 from numpyro_amortize.objectives import (
     DIPELBO,
     IWAE,
@@ -90,6 +91,7 @@ __all__ = [
     "ModelStructure",
     "MultivariateNormalDensity",
     "NADEDensity",
+    "NUTSSamples",
     "NormalDensity",
     "PerceiverEmbedding",
     "PlanarFlowDensity",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,12 +16,14 @@ from amortize_diagnostics import (
     mutual_information,
     site_rates,
 )
+from numpyro_amortize.auto_guide import NoiseAutoGuide
 from numpyro_amortize.collapse import crossed_log_probs, element_densities
 from numpyro_amortize.conditioned import ConditionedGuide, total
 from numpyro_amortize.export import posterior_tree
 from numpyro_amortize.guides import AnyGuide, EnsembleGuide
 from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.importance import ImportanceSamples
+from numpyro_amortize.nuts import NUTSSamples, nuts_samples
 from numpyro_amortize.simulate import simulate
 from numpyro_amortize.structure import ModelStructure
 
@@ -46,6 +48,20 @@ class Posterior:
         if self._batch_dims:
             raise ValueError("guide: a host's guide has one data set; use at(...) for one of them")
         return self._conditioned.guide.bind(self.observations)
+
+    @property
+    def auto_guide(self) -> NoiseAutoGuide:
+        """The guide at these data as an `AutoContinuous` of the host, for its `NeuTraReparam`.
+
+        It holds the map from normal noise to the latents. `nuts` does the whole of it.
+
+        Raises:
+            ValueError: If there are many data sets, or latents that the guide does not draw.
+            TypeError: If the guide's draws are no map of normal noise.
+        """
+        if self._batch_dims:
+            raise ValueError("auto_guide: it has one data set; use at(...) for one of them")
+        return NoiseAutoGuide(self._conditioned)
 
     def sample(self, num_samples: int = 1000, *, rng_key: Array | None = None) -> dict[str, Array]:
         """Draw from the guide, with the model's deterministic sites by replay.
@@ -133,6 +149,79 @@ class Posterior:
         )
         return weighted
 
+    def nuts(
+        self,
+        num_samples: int = 1000,
+        *,
+        num_warmup: int = 200,
+        num_chains: int = 4,
+        target_accept_prob: float = 0.8,
+        max_tree_depth: int = 10,
+        progress_bar: bool = False,
+        rng_key: Array | None = None,
+    ) -> NUTSSamples:
+        """Draw from the exact posterior by the host's NUTS, started and preconditioned here.
+
+        The chains run in the normal noise that the guide's draws are made of, where the posterior
+        is standard normal if the guide is exact (neural transport), and start from its draws.
+        Where its draws are made of other noise, or of an ensemble, they run in unconstrained
+        coordinates standardised by mean and covariance of its draws.
+
+        Use it where the weights of `importance_sample` fail. Each draw costs some gradients of
+        model and guide, and the chains stay near the modes that the guide knows.
+
+        Args:
+            num_samples: Number of draws of each chain.
+            num_warmup: Number of transitions of each chain before, in which it adapts.
+            num_chains: Number of chains.
+            target_accept_prob: Acceptance probability that the step size is adapted to.
+            max_tree_depth: Most doublings of a trajectory.
+            progress_bar: Whether to show a bar.
+            rng_key: Key of the chains; `jax.random.key(0)` if None.
+
+        Returns:
+            The draws, with R-hat, effective sample sizes and divergences.
+
+        Raises:
+            ValueError: If there are many data sets, if a latent is discrete, if a number is out
+                of range, or if the density is not finite where a chain starts.
+
+        References:
+            Hoffman, Sountsov, Dillon, Langmore, Tran and Vasudevan (2019), NeuTra-lizing bad
+            geometry in Hamiltonian Monte Carlo using neural transport, arXiv:1903.03704, eq. 6.
+        """
+        if self._batch_dims:
+            raise ValueError("nuts: chains are for one data set; use at(...) for one of them")
+        for name, least, value in (
+            ("num_samples", 4, num_samples),
+            ("num_warmup", 1, num_warmup),
+            ("num_chains", 1, num_chains),
+            ("max_tree_depth", 1, max_tree_depth),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if not 0 < target_accept_prob < 1:
+            raise ValueError(
+                f"target_accept_prob: expected above 0 and below 1, got {target_accept_prob}"
+            )
+        key = jax.random.key(0) if rng_key is None else rng_key
+
+        def export(draws: Mapping[str, Any], stats: Mapping[str, Any], **options: Any) -> Any:
+            return self._tree(draws, stats, key, **options)
+
+        return nuts_samples(
+            self._conditioned,
+            num_samples,
+            num_warmup,
+            num_chains,
+            target_accept_prob=target_accept_prob,
+            max_tree_depth=max_tree_depth,
+            progress_bar=progress_bar,
+            replay=self._replay_deterministic,
+            export=export,
+            rng_key=key,
+        )
+
     def rates(self, num_samples: int = 100, *, rng_key: Array | None = None) -> SiteRates:
         """How far the guide is from the prior here, site by site.
 
@@ -197,18 +286,20 @@ class Posterior:
         *,
         is_weighted: bool = False,
         coords: Mapping[str, Any] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
         rng_key: Array | None = None,
     ) -> Any:
         """Everything about this posterior as an ArviZ `DataTree`.
 
-        Groups: posterior, prior, posterior_predictive, prior_predictive, log_likelihood,
-        observed_data, and sample_stats with `lp` (log joint), `log_q` and `log_weight` of each
-        draw. Dimensions are named after the plates.
+        Groups: posterior, prior, posterior_predictive, prior_predictive, log_likelihood, log_prior,
+        observed_data, constant_data with the inputs, and sample_stats with `lp` (log joint),
+        `log_q` and `log_weight` of each draw. Dimensions are named after the plates.
 
         Args:
             num_samples: Number of draws.
             is_weighted: Whether the draws are resampled by their importance weights.
-            coords: Labels of plates, `{plate: labels}`.
+            coords: Labels along a dimension, `{plate: labels}`, or of an axis named in `dims`.
+            dims: Names of the event axes of a site, `{site: names}`.
             rng_key: Key of the draws; `jax.random.key(0)` if None.
 
         Returns:
@@ -216,34 +307,43 @@ class Posterior:
 
         Raises:
             ImportError: If ArviZ is not installed.
+            ValueError: If `dims` does not name the event axes of sites.
         """
         key = jax.random.key(0) if rng_key is None else rng_key
-        keys = jax.random.split(key, 3)
-        draws: Mapping[str, Any]
+        own, rest = jax.random.split(key)
         if is_weighted:
             num_proposals = max(4 * num_samples, 4000)
-            weighted = self.importance_sample(num_proposals, rng_key=keys[0])
-            draws = weighted.resample(num_samples)
+            draws: Any = self.importance_sample(num_proposals, rng_key=own).resample(num_samples)
         else:
-            draws = self.sample(num_samples, rng_key=keys[0])
+            draws = self.sample(num_samples, rng_key=own)
         log_q, lp = self.log_prob(draws), self.log_joint(draws)
+        stats = {"lp": lp, "log_q": log_q, "log_weight": lp - log_q}
+        return self._tree(draws, stats, rest, coords=coords, dims=dims)
+
+    def _tree(
+        self,
+        draws: Mapping[str, Any],
+        sample_stats: Mapping[str, Any],
+        rng_key: Array,
+        **options: Any,
+    ) -> Any:
+        """Given draws of this posterior as a `DataTree`, with all that follows from them."""
+        conditioned = self._conditioned
         latents = self._latents(draws)
-        densities = self._conditioned.site_densities(latents)
-        predictive = self._conditioned.predict(latents, keys[1])
-        args, kwargs = self._conditioned.call
-        model = model_at(self._conditioned.guide.model, self._conditioned.params)
-        prior = simulate(model, num_samples, args=args, kwargs=kwargs, rng_key=keys[2]).sites
+        (args, kwargs), num = conditioned.call, len(next(iter(latents.values())))
+        predictive_key, prior_key = jax.random.split(rng_key)
+        model = model_at(conditioned.guide.model, conditioned.params)
         return posterior_tree(
             self._structure,
             self._batch_dims,
-            coords,
             draws=draws,
-            predictive=predictive,
-            prior=prior,
-            densities=densities,
+            predictive=conditioned.predict(latents, predictive_key),
+            prior=simulate(model, num, args=args, kwargs=kwargs, rng_key=prior_key).sites,
+            densities=conditioned.site_densities(latents),
             observations=self.observations,
-            lp=lp,
-            log_q=log_q,
+            inputs=conditioned.inputs(),
+            sample_stats=sample_stats,
+            **options,
         )
 
     @property

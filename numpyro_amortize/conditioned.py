@@ -160,6 +160,11 @@ class ConditionedGuide:
         batch = 1 + self.batch_dims
         return _replay(self.guide, self.params, self.call, dict(latents), batch, rng_key)
 
+    def inputs(self) -> dict[str, Array]:
+        """Values of the inputs of the networks, with their plates first, in natural units."""
+        values = self.guide.call_values(*self.call, self.observations, self.batch_dims)
+        return dict(values.inputs)
+
     def _repeated(
         self, observations: Mapping[str, Array], latents: Mapping[str, Array]
     ) -> dict[str, Array]:

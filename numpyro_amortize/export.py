@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax import Array
 
 from amortize_diagnostics import to_datatree
 from numpyro_amortize.layout import align
@@ -16,51 +15,60 @@ from numpyro_amortize.structure import ModelStructure, SiteInfo
 def posterior_tree(
     structure: ModelStructure,
     batch_dims: int,
-    coords: Mapping[str, Any] | None,
     *,
     draws: Mapping[str, Any],
     predictive: Mapping[str, Any],
     prior: Mapping[str, Any],
     densities: Mapping[str, Any],
     observations: Mapping[str, Any],
-    lp: Array,
-    log_q: Array,
+    inputs: Mapping[str, Any],
+    sample_stats: Mapping[str, Any],
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    num_chains: int = 1,
 ) -> Any:
     """The ArviZ `DataTree` of a posterior.
 
     Args:
         structure: The structure of the model.
         batch_dims: 1 if the data have a leading axis of data sets, else 0.
-        coords: Labels of plates, `{plate: labels}`.
         draws: Draws, with their deterministic sites.
         predictive: Simulations at the draws.
         prior: Simulations of the model.
         densities: The model's log densities by site at the draws.
         observations: Data by site.
-        lp: Log joint density of each draw.
-        log_q: Log density of the guide of each draw.
+        inputs: Values of the inputs, by name.
+        sample_stats: What is known of each draw, one number each.
+        coords: Labels along a dimension, `{plate or event axis: labels}`.
+        dims: Names of the event axes of a site, `{site: names}`.
+        num_chains: Number of chains, one after the other in the draws.
+
+    Raises:
+        ValueError: If `dims` names a site that does not exist, or not each of its event axes.
     """
     observed = [site.name for site in structure.observed]
     own = [site.name for site in (*structure.latents, *structure.deterministic)]
+    latents = [site.name for site in structure.latents]
     batch = 1 + batch_dims
+    named = dimension_names(structure, dims)
     groups = {
         "posterior": site_arrays(structure, draws, own, batch),
         "prior": site_arrays(structure, prior, own, 1),
         "posterior_predictive": site_arrays(structure, predictive, observed, batch),
         "prior_predictive": site_arrays(structure, prior, observed, 1),
         "log_likelihood": site_arrays(structure, densities, observed, batch, has_event=False),
+        "log_prior": site_arrays(structure, densities, latents, batch, has_event=False),
         "observed_data": site_arrays(structure, observations, observed, batch_dims),
-        "sample_stats": {
-            "lp": np.asarray(lp),
-            "log_q": np.asarray(log_q),
-            "log_weight": np.asarray(lp - log_q),
-        },
+        "sample_stats": {name: np.asarray(value) for name, value in sample_stats.items()},
     }
+    if inputs:
+        groups["constant_data"] = {name: np.asarray(value) for name, value in inputs.items()}
     return to_datatree(
         groups,
-        dims=dimension_names(structure),
+        dims=named,
         coords=dict(coords or {}),
         has_datasets=bool(batch_dims),
+        num_chains=num_chains,
     )
 
 
@@ -93,13 +101,34 @@ def site_arrays(
     return exported
 
 
-def dimension_names(structure: ModelStructure) -> dict[str, list[str]]:
-    """Its plates, then the axes of its event, for each site."""
-    dims = {}
+def dimension_names(
+    structure: ModelStructure, given: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, list[str]]:
+    """Its plates, then the axes of its event, for each site and input.
+
+    Args:
+        structure: The structure of the model.
+        given: Names of the event axes of some sites.
+    """
+    given, dims = given or {}, {}
     for site in (*structure.latents, *structure.deterministic, *structure.observed):
         own = sorted(_all_plates(site), key=lambda plate: structure.plates[plate].dim)
         events = [f"{site.name}_dim_{axis}" for axis in range(len(site.event_shape))]
-        dims[site.name] = [*own, *events]
+        names = list(given.get(site.name, events))
+        if len(names) != len(events):
+            raise ValueError(
+                f"dims of '{site.name}': expected a name for each of the {len(events)} axes of its "
+                f"event, got {names}. Plates have their own names"
+            )
+        dims[site.name] = [*own, *names]
+    unknown = sorted(set(given) - set(dims))
+    if unknown:
+        raise ValueError(
+            f"dims: expected sites of the model, {', '.join(dims)}, got {', '.join(unknown)}"
+        )
+    for item in structure.inputs:
+        events = [f"{item.name}_dim_{axis}" for axis in range(len(item.event_shape))]
+        dims[item.name] = [*item.plates, *events]
     return dims
 
 

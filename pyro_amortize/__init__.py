@@ -36,6 +36,7 @@ from pyro_amortize.guides import AmortizedGuide, EnsembleGuide
 from pyro_amortize.handlers import TruncatedPrior, add_path, fill_missing, truncated_prior
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.importance import ImportanceSamples
+from pyro_amortize.nuts import NUTSSamples
 from pyro_amortize.objectives import (
     DIPELBO,
     IWAE,
@@ -90,6 +91,7 @@ __all__ = [
     "ModelStructure",
     "MultivariateNormalDensity",
     "NADEDensity",
+    "NUTSSamples",
     "NormalDensity",
     "PerceiverEmbedding",
     "PlanarFlowDensity",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,13 @@ from amortize_diagnostics import (
     mutual_information,
     site_rates,
 )
+from pyro_amortize.auto_guide import NoiseAutoGuide
 from pyro_amortize.collapse import crossed_log_probs, element_densities
 from pyro_amortize.conditioned import ConditionedGuide, total
 from pyro_amortize.export import posterior_tree
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.importance import ImportanceSamples
+from pyro_amortize.nuts import NUTSSamples, nuts_samples
 from pyro_amortize.simulate import simulate
 from pyro_amortize.structure import ModelStructure
 
@@ -43,6 +45,20 @@ class Posterior:
         if self._batch_dims:
             raise ValueError("guide: a host's guide has one data set; use at(...) for one of them")
         return self._conditioned.guide.bind(self.observations)
+
+    @property
+    def auto_guide(self) -> NoiseAutoGuide:
+        """The guide at these data as an `AutoContinuous` of the host, for its `NeuTraReparam`.
+
+        It holds the map from normal noise to the latents. `nuts` does the whole of it.
+
+        Raises:
+            ValueError: If there are many data sets, or latents that the guide does not draw.
+            TypeError: If the guide's draws are no map of normal noise.
+        """
+        if self._batch_dims:
+            raise ValueError("auto_guide: it has one data set; use at(...) for one of them")
+        return NoiseAutoGuide(self._conditioned)
 
     @torch.no_grad()
     def sample(self, num_samples: int = 1000) -> dict[str, Tensor]:
@@ -128,6 +144,71 @@ class Posterior:
         )
         return weighted
 
+    def nuts(
+        self,
+        num_samples: int = 1000,
+        *,
+        num_warmup: int = 200,
+        num_chains: int = 4,
+        target_accept_prob: float = 0.8,
+        max_tree_depth: int = 10,
+        progress_bar: bool = False,
+    ) -> NUTSSamples:
+        """Draw from the exact posterior by the host's NUTS, started and preconditioned here.
+
+        The chains run in the normal noise that the guide's draws are made of, where the posterior
+        is standard normal if the guide is exact (neural transport), and start from its draws.
+        Where its draws are made of other noise, or of an ensemble, they run in unconstrained
+        coordinates standardised by mean and covariance of its draws.
+
+        Use it where the weights of `importance_sample` fail. Each draw costs some gradients of
+        model and guide, and the chains stay near the modes that the guide knows.
+
+        Args:
+            num_samples: Number of draws of each chain.
+            num_warmup: Number of transitions of each chain before, in which it adapts.
+            num_chains: Number of chains.
+            target_accept_prob: Acceptance probability that the step size is adapted to.
+            max_tree_depth: Most doublings of a trajectory.
+            progress_bar: Whether to show a bar.
+
+        Returns:
+            The draws, with R-hat, effective sample sizes and divergences.
+
+        Raises:
+            ValueError: If there are many data sets, if a latent is discrete, if a number is out
+                of range, or if the density is not finite where a chain starts.
+
+        References:
+            Hoffman, Sountsov, Dillon, Langmore, Tran and Vasudevan (2019), NeuTra-lizing bad
+            geometry in Hamiltonian Monte Carlo using neural transport, arXiv:1903.03704, eq. 6.
+        """
+        if self._batch_dims:
+            raise ValueError("nuts: chains are for one data set; use at(...) for one of them")
+        for name, least, value in (
+            ("num_samples", 4, num_samples),
+            ("num_warmup", 1, num_warmup),
+            ("num_chains", 1, num_chains),
+            ("max_tree_depth", 1, max_tree_depth),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        if not 0 < target_accept_prob < 1:
+            raise ValueError(
+                f"target_accept_prob: expected above 0 and below 1, got {target_accept_prob}"
+            )
+        return nuts_samples(
+            self._conditioned,
+            num_samples,
+            num_warmup,
+            num_chains,
+            target_accept_prob=target_accept_prob,
+            max_tree_depth=max_tree_depth,
+            progress_bar=progress_bar,
+            replay=self._replay_deterministic,
+            export=self._tree,
+        )
+
     @torch.no_grad()
     def rates(self, num_samples: int = 100) -> SiteRates:
         """How far the guide is from the prior here, site by site.
@@ -188,49 +269,57 @@ class Posterior:
         *,
         is_weighted: bool = False,
         coords: Mapping[str, Any] | None = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
     ) -> Any:
         """Everything about this posterior as an ArviZ `DataTree`.
 
-        Groups: posterior, prior, posterior_predictive, prior_predictive, log_likelihood,
-        observed_data, and sample_stats with `lp` (log joint), `log_q` and `log_weight` of each
-        draw. Dimensions are named after the plates.
+        Groups: posterior, prior, posterior_predictive, prior_predictive, log_likelihood, log_prior,
+        observed_data, constant_data with the inputs, and sample_stats with `lp` (log joint),
+        `log_q` and `log_weight` of each draw. Dimensions are named after the plates.
 
         Args:
             num_samples: Number of draws.
             is_weighted: Whether the draws are resampled by their importance weights.
-            coords: Labels of plates, `{plate: labels}`.
+            coords: Labels along a dimension, `{plate: labels}`, or of an axis named in `dims`.
+            dims: Names of the event axes of a site, `{site: names}`.
 
         Returns:
             The `xarray.DataTree`.
 
         Raises:
             ImportError: If ArviZ is not installed.
+            ValueError: If `dims` does not name the event axes of sites.
         """
-        draws: Mapping[str, Any]
         if is_weighted:
             num_proposals = max(4 * num_samples, 4000)
-            weighted = self.importance_sample(num_proposals)
-            draws = weighted.resample(num_samples)
+            draws: Any = self.importance_sample(num_proposals).resample(num_samples)
         else:
             draws = self.sample(num_samples)
         log_q, lp = self.log_prob(draws), self.log_joint(draws)
+        stats = {"lp": lp, "log_q": log_q, "log_weight": lp - log_q}
+        return self._tree(draws, stats, coords=coords, dims=dims)
+
+    def _tree(
+        self,
+        draws: Mapping[str, Any],
+        sample_stats: Mapping[str, Any],
+        **options: Any,
+    ) -> Any:
+        """Given draws of this posterior as a `DataTree`, with all that follows from them."""
+        conditioned = self._conditioned
         latents = self._latents(draws)
-        densities = self._conditioned.site_densities(latents)
-        predictive = self._conditioned.predict(latents)
-        args, kwargs = self._conditioned.call
-        model = self._conditioned.guide.model
-        prior = simulate(model, num_samples, args=args, kwargs=kwargs).sites
+        (args, kwargs), num = conditioned.call, len(next(iter(latents.values())))
         return posterior_tree(
             self._structure,
             self._batch_dims,
-            coords,
             draws=draws,
-            predictive=predictive,
-            prior=prior,
-            densities=densities,
+            predictive=conditioned.predict(latents),
+            prior=simulate(conditioned.guide.model, num, args=args, kwargs=kwargs).sites,
+            densities=conditioned.site_densities(latents),
             observations=self.observations,
-            lp=lp,
-            log_q=log_q,
+            inputs=conditioned.inputs(),
+            sample_stats=sample_stats,
+            **options,
         )
 
     @property

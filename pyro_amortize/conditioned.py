@@ -131,6 +131,11 @@ class ConditionedGuide:
             is_vectorized=self.guide.is_vectorized,
         )
 
+    def inputs(self) -> dict[str, Tensor]:
+        """Values of the inputs of the networks, with their plates first, in natural units."""
+        values = self.guide.call_values(*self.call, self.observations, self.batch_dims)
+        return dict(values.inputs)
+
     def _repeated(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The data, with the leading axis of the draws."""
         num = len(next(iter(latents.values())))

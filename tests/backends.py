@@ -276,6 +276,40 @@ class NumPyroHost:
     def importance_sample(self, posterior, num, seed=0, **options):
         return posterior.importance_sample(num, rng_key=self.key(seed), **options)
 
+    def nuts(self, posterior, num, seed=0, **options):
+        return posterior.nuts(num, rng_key=self.key(seed), **options)
+
+    def space(self, posterior):
+        """The coordinates in which `nuts` runs."""
+        find = self.module("standard_space").find_space
+        return find(posterior._conditioned, rng_key=self.key(0))
+
+    def space_latents(self, space, points):
+        """Values of latents and log determinants at points of a space."""
+        return numpy_tree(self._jax.jit(self._jax.vmap(space.latents))(self.array(points)))
+
+    def space_target(self, posterior, space, points):
+        """The log density that `nuts` follows."""
+        target = self.module("standard_space").log_target(posterior._conditioned, space)
+        return numpy_tree(self._jax.jit(self._jax.vmap(target))(self.array(points)))
+
+    def neutra_density(self, posterior, point, *args, **data):
+        """Log joint density of the model under the host's NeuTraReparam, at one point of noise."""
+        guide = posterior.auto_guide
+        reparam = importlib.import_module("numpyro.infer.reparam").NeuTraReparam(guide, {})
+        density = importlib.import_module("numpyro.infer.util").log_density
+        given = {"auto_shared_latent": self.array(point)}
+        value, _ = density(reparam.reparam(guide.model), args, data, given)
+        return float(value)
+
+    def short_chain(self, model, values, **data):
+        """A few transitions of the host's own NUTS started at given values."""
+        strategy = self.infer.init_to_value(values=self.arrays(values))
+        kernel = self.infer.NUTS(model, init_strategy=strategy)
+        chain = self.infer.MCMC(kernel, num_warmup=1, num_samples=2, progress_bar=False)
+        chain.run(self.key(0), **data)
+        return numpy_tree(chain.get_samples())
+
     def rates(self, posterior, num, seed=0):
         return posterior.rates(num, rng_key=self.key(seed))
 
@@ -323,6 +357,10 @@ class NumPyroHost:
     def compiled(self, function):
         """A function of arrays, which does the same faster."""
         return self._jax.jit(function)
+
+    def flat(self, parts):
+        """Host arrays joined into one vector."""
+        return self._jax.numpy.concatenate([part.ravel() for part in parts])
 
     def jacobian(self, function, value):
         """Matrix of derivatives of a map of one vector."""
@@ -592,6 +630,43 @@ class PyroHost:
         self.seed(seed)
         return posterior.importance_sample(num, **options)
 
+    def nuts(self, posterior, num, seed=0, **options):
+        self.seed(seed)
+        return posterior.nuts(num, **options)
+
+    def space(self, posterior):
+        """The coordinates in which `nuts` runs."""
+        self.seed(0)
+        return self.module("standard_space").find_space(posterior._conditioned)
+
+    def space_latents(self, space, points):
+        """Values of latents and log determinants at points of a space."""
+        return numpy_tree(space.latents(self.array(points)))
+
+    def space_target(self, posterior, space, points):
+        """The log density that `nuts` follows."""
+        target = self.module("standard_space").log_target(posterior._conditioned, space)
+        return numpy_tree(target(self.array(points)))
+
+    def neutra_density(self, posterior, point, *args, **data):
+        """Log joint density of the model under the host's NeuTraReparam, at one point of noise."""
+        poutine = importlib.import_module("pyro.poutine")
+        neutra = importlib.import_module("pyro.infer.reparam").NeuTraReparam(posterior.auto_guide)
+        model = poutine.reparam(posterior.guide.model, config=lambda _: neutra)
+        name = next(iter(neutra.guide.prototype_trace.iter_stochastic_nodes()))[0]
+        given = {f"{name}_shared_latent": self.array(point)}
+        trace = poutine.trace(self._pyro.condition(model, data=given)).get_trace(*args, **data)
+        return float(trace.log_prob_sum().detach())
+
+    def short_chain(self, model, values, **data):
+        """A few transitions of the host's own NUTS started at given values."""
+        autoguide = importlib.import_module("pyro.infer.autoguide")
+        strategy = autoguide.init_to_value(values=self.arrays(values))
+        kernel = self.infer.NUTS(model, init_strategy=strategy)
+        chain = self.infer.MCMC(kernel, 2, 1, disable_progbar=True)
+        chain.run(**data)
+        return numpy_tree(chain.get_samples())
+
     def rates(self, posterior, num, seed=0):
         self.seed(seed)
         return posterior.rates(num)
@@ -633,6 +708,10 @@ class PyroHost:
     def compiled(self, function):
         """A function of arrays, as it is."""
         return function
+
+    def flat(self, parts):
+        """Host arrays joined into one vector."""
+        return self._torch.cat([part.reshape(-1) for part in parts])
 
     def jacobian(self, function, value):
         """Matrix of derivatives of a map of one vector."""

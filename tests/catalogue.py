@@ -74,6 +74,7 @@ CATALOGUE = (
     ),
     Entry("NADEDensity", "density", ("switches", "parabola", "two_mode_sign"), OTHER),
     Entry("NPE", "objective", _GAUSSIAN_PROBLEMS, GAUSSIAN),
+    Entry("NUTSSamples", "result"),
     Entry("NormalDensity", "density", ("conjugate_normal",), GAUSSIAN),
     Entry("PerceiverEmbedding", "embedding", ("contaminated_normal",), OTHER),
     Entry("PlanarFlowDensity", "density", ("conjugate_normal", "parabola"), OTHER),

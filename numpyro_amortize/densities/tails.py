@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpyro.distributions as dist
 from jax import Array
 from jax.scipy import stats
 
-from numpyro_amortize.densities.base import SiteDistribution, as_flow, check_has_log_prob
+from numpyro_amortize.densities.base import SiteDistribution, check_has_log_prob
+from numpyro_amortize.densities.noise import from_noise, noise_shape, sum_of_noise
 
 DEGREES = 5  # of freedom of the heavy noise
 
@@ -42,18 +42,11 @@ def draw_with_tails(
         value = distribution.sample(rng_key)
         log_prob = jnp.full(distribution.batch_shape, jnp.nan, value.dtype)
         return value, log_prob, jnp.zeros_like(log_prob)
-    if isinstance(distribution, SiteDistribution):
-        flow = as_flow(distribution.base)
-        if flow is not None:
-            noise, log_tail = _noise(rng_key, flow.shape(), is_heavy)
-            value, log_prob = distribution.from_coordinates(*flow.from_noise(noise))
-            return value, log_prob, distribution.per_element(jnp.sum(log_tail, axis=-1))
-    normal = distribution.base_dist if isinstance(distribution, dist.Independent) else distribution
-    if isinstance(normal, dist.Normal):  # the host's own, from `site_distribution`
-        noise, log_tail = _noise(rng_key, normal.shape(), is_heavy)
-        value = normal.loc + normal.scale * noise
-        event = tuple(range(-distribution.event_dim, 0))
-        return value, distribution.log_prob(value), jnp.sum(log_tail, axis=event)
+    shape = noise_shape(distribution)
+    if shape is not None:
+        noise, log_tail = _noise(rng_key, shape, is_heavy)
+        value, log_prob = from_noise(distribution, noise)
+        return value, log_prob, sum_of_noise(distribution, log_tail)
     value, inner = distribution.sample_with_intermediates(rng_key)
     log_prob = distribution.log_prob(value, *([inner] if inner else []))
     return value, log_prob, jnp.zeros_like(log_prob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 
 import numpyro.distributions as dist
@@ -38,6 +39,12 @@ class SiteSteps:
         self._parents = {name for site in structure.latents for name in site.parents}
         self._features: dict[str, Array] = {}
         self.latents: dict[str, Array] = {}
+
+    def again(self) -> SiteSteps:
+        """The same guide at the same call before any value is taken."""
+        fresh = copy.copy(self)
+        fresh._features, fresh.latents = {}, {}
+        return fresh
 
     def distribution(self, site: SiteInfo) -> dist.Distribution:
         """The distribution of a latent site given the values of the sites before it."""

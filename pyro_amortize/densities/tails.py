@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_amortize.densities.base import SiteDistribution, as_flow, check_has_log_prob
+from pyro_amortize.densities.base import SiteDistribution, check_has_log_prob
+from pyro_amortize.densities.noise import from_noise, noise_shape, sum_of_noise
 
 DEGREES = 5  # of freedom of the heavy noise
 
@@ -39,19 +39,13 @@ def draw_with_tails(distribution: Any, is_heavy: Tensor | None) -> tuple[Tensor,
         value = distribution()
         log_prob = value.new_full(value.shape[: len(distribution.batch_shape)], torch.nan)
         return value, log_prob, torch.zeros_like(log_prob)
-    if isinstance(distribution, SiteDistribution):
-        flow = as_flow(distribution.base)
-        if flow is not None:
-            noise, log_tail = _with_tails(flow.noise(), is_heavy)
-            value = distribution.from_coordinates(flow.from_noise(noise))
-            log_tail = distribution.per_element(log_tail.sum(-1), len(distribution.batch_shape))
-            return value, distribution.log_prob(value), log_tail
-    normal = distribution.base_dist if isinstance(distribution, dist.Independent) else distribution
-    if isinstance(normal, dist.Normal):  # the host's own, from `site_distribution`
-        noise, log_tail = _with_tails(torch.randn_like(normal.loc), is_heavy)
-        value = normal.loc + normal.scale * noise
-        log_tail = log_tail.reshape(*distribution.batch_shape, -1).sum(-1)
-        return value, distribution.log_prob(value), log_tail
+    shape = noise_shape(distribution)
+    if shape is not None:
+        loc = distribution.loc if isinstance(distribution, SiteDistribution) else distribution.mean
+        noise = torch.randn(shape, dtype=loc.dtype, device=loc.device)
+        noise, log_tail = _with_tails(noise, is_heavy)
+        value, log_prob = from_noise(distribution, noise)
+        return value, log_prob, sum_of_noise(distribution, log_tail)
     value = distribution()
     log_prob = distribution.log_prob(value)
     return value, log_prob, torch.zeros_like(log_prob)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.backends import num_distinct, small_guide
+from tests.problems import PROBLEMS
 
 pytest.importorskip("arviz_base")
 GROUPS = {
@@ -12,7 +13,9 @@ GROUPS = {
     "posterior_predictive",
     "prior_predictive",
     "log_likelihood",
+    "log_prior",
     "observed_data",
+    "constant_data",
     "sample_stats",
 }
 
@@ -39,6 +42,8 @@ def test_groups_dimensions_and_labels(host, posterior):
         assert dict(tree[group]["y"].sizes) == sizes
     assert list(tree["posterior"]["theta"].coords["schools"].values) == names
     np.testing.assert_allclose(tree["observed_data"]["y"], np.linspace(-5, 25, 8))
+    np.testing.assert_allclose(tree["constant_data"]["sigma"], np.linspace(9, 18, 8))
+    assert tree["constant_data"]["sigma"].dims == ("schools",)
     draws = tree["posterior"]
     np.testing.assert_allclose(
         draws["theta"], draws["mu"] + draws["tau"] * draws["z"], rtol=1e-3, atol=1e-4
@@ -62,6 +67,14 @@ def test_log_weights_are_joint_minus_guide(host, posterior):
     np.testing.assert_allclose(
         np.asarray(tree["log_likelihood"]["y"])[0], expected, rtol=1e-3, atol=1e-3
     )
+
+
+def test_log_prior_and_likelihood_are_the_joint_density(host, posterior):
+    tree = host.to_datatree(posterior, 30)
+    assert set(tree["log_prior"].data_vars) == {"mu", "tau", "z"}
+    parts = [*tree["log_prior"].data_vars.values(), tree["log_likelihood"]["y"]]
+    total = sum(np.asarray(part)[0].reshape(30, -1).sum(1) for part in parts)
+    np.testing.assert_allclose(total, tree["sample_stats"]["lp"][0], rtol=1e-4, atol=1e-3)
 
 
 def test_predictions_are_drawn_and_differ(host, posterior):
@@ -106,3 +119,20 @@ def test_event_plates_are_dimensions(host, rng):
     posterior = amortized.at(features, y=host.array(rng.normal(size=7)))
     tree = host.to_datatree(posterior, 25)
     assert dict(tree["posterior"]["slope"].sizes) == {"chain": 1, "draw": 25, "coefficients": 3}
+    assert dict(tree["constant_data"]["features"].sizes) == {"rows": 7, "features_dim_0": 3}
+
+
+def test_event_axes_have_names_and_labels_of_the_user(host, rng):
+    model = host.models.linear_gaussian_2
+    amortized = host.untrained(model, small_guide(host, model, observed="x"))
+    num_rows = PROBLEMS["linear_gaussian_2"].num_rows
+    posterior = amortized.at(x=host.array(rng.normal(size=(num_rows, 2))))
+    options = {"dims": {"z": ["axis"]}, "coords": {"axis": ["east", "north"]}}
+    tree = host.to_datatree(posterior, 25, **options)
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "axis")
+    assert list(tree["posterior"]["axis"].values) == ["east", "north"]
+    assert tree["posterior_predictive"]["x"].dims == ("chain", "draw", "rows", "x_dim_0")
+    with pytest.raises(ValueError, match="dims of 'z': expected a name for each of the 1 axes"):
+        host.to_datatree(posterior, 25, dims={"z": ["axis", "other"]})
+    with pytest.raises(ValueError, match="dims: expected sites of the model, z, x, got w"):
+        host.to_datatree(posterior, 25, dims={"w": []})

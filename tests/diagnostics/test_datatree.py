@@ -88,6 +88,16 @@ def test_values_are_in_place(rng):
     np.testing.assert_array_equal(tree["posterior"]["z"].values[0], draws)
 
 
+def test_chains_are_told_apart(rng):
+    draws = rng.normal(size=(18, 2))
+    groups = {"posterior": {"z": draws}, "prior": {"z": draws[:5]}}
+    tree = to_datatree(groups, num_chains=3)
+    np.testing.assert_array_equal(tree["posterior"]["z"].values, draws.reshape(3, 6, 2))
+    assert tree["prior"].sizes["chain"] == 1
+    with pytest.raises(ValueError, match="expected a divisor of the 18 draws in posterior, got 4"):
+        to_datatree(groups, num_chains=4)
+
+
 def test_unknown_group_raises():
     with pytest.raises(ValueError, match="groups: expected only posterior, prior.*got weights"):
         to_datatree({"weights": {"w": np.zeros(3)}})
