@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from arviz_stats.base import array_stats
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 
+from amortize_diagnostics.pareto import MIN_DRAWS, smooth_tails
+
 Array = NDArray[np.float64]
 
-# Below this the tail of `num_draws / 5` weights is too short for a Pareto fit.
-_MIN_DRAWS = 25
-# Largest weights closer than this (in nats) are equal up to the rounding of float32 densities.
-_EQUAL_WEIGHTS = 1e-3
 _GOOD, _USABLE = 0.5, 0.1
 
 
@@ -38,9 +35,9 @@ def psis(log_weights: ArrayLike, *, axis: int = 0) -> tuple[Array, Any]:
     Returns:
         The normalised smoothed log weights, same shape, and `khat` without `axis` (a float for
         one data set). `khat` is NaN where it is undefined: fewer than 25 draws of positive
-        weight (30 with arviz-stats 1), or largest weights that are tied with one another. It is
-        0 for equal weights, and infinite if a few weights exceed the others beyond floating
-        point. Weights whose tail cannot be fitted are normalised only.
+        weight, or largest weights that are tied with one another. It is 0 for equal weights, and
+        infinite if a few weights exceed the others beyond floating point. Weights whose tail
+        cannot be fitted are normalised only.
 
     Raises:
         ValueError: If a weight is NaN or +inf, or if all weights of a data set are zero.
@@ -55,34 +52,9 @@ def psis(log_weights: ArrayLike, *, axis: int = 0) -> tuple[Array, Any]:
         Journal of Machine Learning Research 25.
     """
     draws_last = np.moveaxis(_checked(log_weights, axis), axis, -1)
-    smoothed = np.empty_like(draws_last)
-    khat = np.empty(draws_last.shape[:-1])
-    for index in np.ndindex(khat.shape):
-        smoothed[index], khat[index] = _smooth(draws_last[index])
-    return np.moveaxis(smoothed, -1, axis), khat[()]
-
-
-def _smooth(log_weights: Array) -> tuple[Array, float]:
-    """`psis` of one data set with weights of shape `(num_draws,)`."""
-    normalised = log_weights - logsumexp(log_weights)
-    positive = np.isfinite(log_weights)  # zero weights say nothing about the upper tail
-    values = normalised[positive]
-    if values.size < _MIN_DRAWS:
-        return normalised, np.nan
-
-    tail_size = int(min(values.size / 5, 3 * np.sqrt(values.size)))
-    tail = np.sort(values)[-tail_size - 1 :]
-    largest, cutoff = tail[-1], tail[0]
-    if largest - cutoff < _EQUAL_WEIGHTS:
-        return normalised, 0.0
-    # The fit divides by the lower quartile of the tail's excesses over the cut-off.
-    quartile = tail[tail_size // 4]
-    if np.exp(quartile - largest) <= np.exp(cutoff - largest):
-        return normalised, np.nan if quartile == cutoff else np.inf
-
-    # array_stats takes log likelihoods, whose negatives are the log weights of leave-one-out.
-    normalised[positive], khat = array_stats.psislw(-values)
-    return normalised, float(khat)
+    smoothed, khat = smooth_tails(draws_last.reshape(-1, draws_last.shape[-1]))
+    smoothed = smoothed.reshape(draws_last.shape)
+    return np.moveaxis(smoothed, -1, axis), khat.reshape(draws_last.shape[:-1])[()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +152,7 @@ def importance_summary(
     _, khat = psis(weights)
     num_draws = weights.shape[0]
     ess_fraction = _ess_fraction(weights)
-    enough = num_draws >= _MIN_DRAWS
+    enough = num_draws >= MIN_DRAWS
     return ImportanceSummary(
         num_draws=num_draws,
         ess_fraction=ess_fraction,
@@ -215,7 +187,7 @@ def _weighted_verdict(khat: float, threshold: float) -> str:
 def _one_verdict(summary: ImportanceSummary) -> str:
     weighted = _weighted_verdict(summary.khat, summary.khat_threshold)
     if weighted == "not judged":
-        reason = f"k-hat needs {_MIN_DRAWS} draws of positive weight, the largest distinct"
+        reason = f"k-hat needs {MIN_DRAWS} draws of positive weight, the largest distinct"
     else:
         reason = f"Pareto k-hat {summary.khat:.2f}, threshold {summary.khat_threshold:.2f}"
     lines = [
