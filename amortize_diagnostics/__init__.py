@@ -43,6 +43,7 @@ from amortize_diagnostics.misspecification import Typicality, misspecification_t
 from amortize_diagnostics.multiplicity import holm, pooled_uniformity
 from amortize_diagnostics.ranks import EcdfTest, RankStatistics, ecdf_test, posterior_ranks
 from amortize_diagnostics.tarp import Tarp, reference_points, tarp
+from amortize_diagnostics.two_sample import ClassifierTest, LocalC2ST, c2st
 
 __all__ = [
     "ActiveUnits",
@@ -50,11 +51,13 @@ __all__ = [
     "CalibrationRow",
     "CalibrationRun",
     "ChainSummary",
+    "ClassifierTest",
     "Coverage",
     "EcdfTest",
     "Gap",
     "ImportanceSummary",
     "LinearVAE",
+    "LocalC2ST",
     "MutualInformation",
     "RankStatistics",
     "Recovery",
@@ -64,6 +67,7 @@ __all__ = [
     "TwoSampleTest",
     "Typicality",
     "active_units",
+    "c2st",
     "central_coverage",
     "chain_summary",
     "choose_local_draws",

@@ -74,7 +74,7 @@ def squared_mmd(
         Gretton and others (2012), A kernel two-sample test, Journal of Machine Learning Research
         13, equations 3 and 5.
     """
-    first, second = _checked_samples(samples_p, samples_q)
+    first, second = checked_samples(samples_p, samples_q)
     if is_unbiased and min(len(first), len(second)) < 2:
         raise ValueError(
             "samples_p and samples_q: the unbiased form needs two rows of each, got "
@@ -120,7 +120,7 @@ def mmd_test(
         >>> print(mmd_test(rng.normal(size=(100, 2)), 1 + rng.normal(size=(100, 2)), rng))
         0.162 (p = 0.001)
     """
-    first, second = _checked_samples(samples_p, samples_q)
+    first, second = checked_samples(samples_p, samples_q)
     check_num_null(num_null)
     rows = np.concatenate([first, second])
     num, num_first = len(rows), len(first)
@@ -245,7 +245,7 @@ def sliced_wasserstein(
         Bonneel, Rabin, Peyre and Pfister (2015), Sliced and Radon Wasserstein barycenters of
         measures, Journal of Mathematical Imaging and Vision 51.
     """
-    first, second = _checked_samples(samples_p, samples_q)
+    first, second = checked_samples(samples_p, samples_q)
     if num_projections < 2:
         raise ValueError(f"num_projections: expected at least 2, got {num_projections}.")
     directions = rng.normal(size=(first.shape[1], num_projections))
@@ -266,7 +266,8 @@ def _quantiles(values: Array, levels: Array) -> Array:
     return np.sort(values, axis=0)[rows]
 
 
-def _checked_samples(samples_p: ArrayLike, samples_q: ArrayLike) -> tuple[Array, Array]:
+def checked_samples(samples_p: ArrayLike, samples_q: ArrayLike) -> tuple[Array, Array]:
+    """Two samples as finite numbers of one dimension, or a ValueError."""
     first, second = np.asarray(samples_p, float), np.asarray(samples_q, float)
     fits = first.ndim == second.ndim == 2 and first.shape[1] == second.shape[1]
     if not fits or not first.size or not second.size:

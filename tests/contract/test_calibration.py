@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from tests.backends import host as host_of
 from tests.backends import numpy_tree, small_guide
+from tests.conftest import require
 from tests.contract.test_ensemble import QUICK, Y, mixture_of
 from tests.shapes import SHAPES
 
@@ -149,10 +151,10 @@ def test_simulations_that_are_not_finite_are_left_out_and_counted(host, monkeypa
         host.check_calibration(amortized, 50, 20)
 
 
-@pytest.mark.compiles
-def test_a_model_that_cannot_be_vectorised_is_judged_at_fewer_draws(host):
-    if host.name == "numpyro":
-        pytest.skip("vmap takes every model")
+def test_pyro_model_that_cannot_be_vectorised_is_judged_at_fewer_draws():
+    """In NumPyro `vmap` takes every model."""
+    require("pyro")
+    host = host_of("pyro")
     model = host.models.cross_plate_sum
     amortized = host.scrambled(model, small_guide(host, model, observed="y"))
     with pytest.warns(UserWarning, match="cannot be vectorised"):
