@@ -9,6 +9,7 @@ from amortize_diagnostics.collapse import (
     active_units,
     linear_vae_threshold,
 )
+from amortize_diagnostics.comparison import ModelComparison, compare_models
 from amortize_diagnostics.coverage import (
     Coverage,
     Recovery,
@@ -58,6 +59,7 @@ __all__ = [
     "ImportanceSummary",
     "LinearVAE",
     "LocalC2ST",
+    "ModelComparison",
     "MutualInformation",
     "RankStatistics",
     "Recovery",
@@ -71,6 +73,7 @@ __all__ = [
     "central_coverage",
     "chain_summary",
     "choose_local_draws",
+    "compare_models",
     "ecdf_test",
     "expected_gap",
     "holm",
