@@ -18,6 +18,7 @@ from amortize_diagnostics.coverage import (
     recovery,
 )
 from amortize_diagnostics.datatree import to_datatree
+from amortize_diagnostics.diagnosis import Diagnosis, diagnosis
 from amortize_diagnostics.distances import (
     SlicedWasserstein,
     TwoSampleTest,
@@ -42,6 +43,7 @@ from amortize_diagnostics.information import (
 )
 from amortize_diagnostics.misspecification import Typicality, misspecification_test, typicality
 from amortize_diagnostics.multiplicity import holm, pooled_uniformity
+from amortize_diagnostics.predictive import PredictiveChecks, predictive_checks
 from amortize_diagnostics.ranks import EcdfTest, RankStatistics, ecdf_test, posterior_ranks
 from amortize_diagnostics.tarp import Tarp, reference_points, tarp
 from amortize_diagnostics.two_sample import ClassifierTest, LocalC2ST, c2st
@@ -54,6 +56,7 @@ __all__ = [
     "ChainSummary",
     "ClassifierTest",
     "Coverage",
+    "Diagnosis",
     "EcdfTest",
     "Gap",
     "ImportanceSummary",
@@ -61,6 +64,7 @@ __all__ = [
     "LocalC2ST",
     "ModelComparison",
     "MutualInformation",
+    "PredictiveChecks",
     "RankStatistics",
     "Recovery",
     "SiteRates",
@@ -74,6 +78,7 @@ __all__ = [
     "chain_summary",
     "choose_local_draws",
     "compare_models",
+    "diagnosis",
     "ecdf_test",
     "expected_gap",
     "holm",
@@ -86,6 +91,7 @@ __all__ = [
     "mutual_information",
     "pooled_uniformity",
     "posterior_ranks",
+    "predictive_checks",
     "psis",
     "recovery",
     "reference_points",

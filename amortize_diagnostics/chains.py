@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from arviz_stats.base import array_stats
@@ -147,10 +148,9 @@ def chain_summary(
     axes = {"chain_axis": 0, "draw_axis": 1}
     moving = {name: np.ptp(value, axis=(0, 1)) > 0 for name, value in arrays.items()}
 
-    def each(measure: object) -> dict[str, Array]:
+    def each(measure: Callable[[Array], Any]) -> dict[str, Array]:
         return {
-            name: np.where(moving[name], measure(value), np.nan)  # type: ignore[operator]
-            for name, value in arrays.items()
+            name: np.where(moving[name], measure(value), np.nan) for name, value in arrays.items()
         }
 
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -167,12 +167,10 @@ def chain_summary(
         )
 
 
-def _extreme(values: Mapping[str, Array], pick: object) -> tuple[float, str]:
+def _extreme(values: Mapping[str, Array], pick: Callable[[Array], Any]) -> tuple[float, str]:
     """The extreme value of all variables, and where it is."""
     found = {
-        name: float(pick(value))  # type: ignore[operator]
-        for name, value in values.items()
-        if not np.all(np.isnan(value))
+        name: float(pick(value)) for name, value in values.items() if not np.all(np.isnan(value))
     }
     if not found:
         return np.nan, "none moves"

@@ -61,9 +61,8 @@ class ModelComparison:
 
     def _of_one(self) -> str:
         width = max(len("model"), *map(len, self.names))
-        lines = [
-            f"{'model':<{width}}  {'log evidence':>15}   {'probability':>13}    {'Bayes factor':>13}"
-        ]
+        head = f"{'log evidence':>15}   {'probability':>13}    {'Bayes factor':>13}"
+        lines = [f"{'model':<{width}}  {head}"]
         order = np.argsort(-self.log_evidence, kind="stable")
         for row in order:
             factor = np.exp(self.log_bayes_factor[row])
@@ -78,8 +77,8 @@ class ModelComparison:
         gap, error = -self.log_bayes_factor[second], self.log_bayes_factor_se[second]
         if gap < 2 * error:
             lines.append(
-                f"{self.names[best]} and {self.names[second]} cannot be told apart: their evidences "
-                "differ by less than two standard errors. More draws make these smaller."
+                f"{self.names[best]} and {self.names[second]} cannot be told apart: their "
+                "evidences differ by less than two standard errors. More draws make these smaller."
             )
         else:
             word = next((word for limit, word in _WORDS if 2 * gap < limit), "very strong")
@@ -96,7 +95,7 @@ class ModelComparison:
             f"{name:<{width}}  {self.probability[row].mean():.3f}  {np.sum(best == row)}"
             for row, name in enumerate(self.names)
         ]
-        return "\n".join([*lines, *self._warning(self.is_trusted.all(1))])
+        return "\n".join([*lines, *self._warning(np.asarray(self.is_trusted.all(1)))])
 
     def _warning(self, is_trusted: NDArray[np.bool_]) -> list[str]:
         names = [name for name, ok in zip(self.names, is_trusted, strict=True) if not ok]

@@ -14,6 +14,11 @@ from amortize_diagnostics.pareto import MIN_DRAWS, smooth_tails
 Array = NDArray[np.float64]
 
 _GOOD, _USABLE = 0.5, 0.1
+# Below this the tail of `num_draws / 5` weights is too short for a Pareto fit.
+_MIN_DRAWS = 25
+# Largest weights closer than this (in nats) are equal up to the rounding of float32 densities.
+_EQUAL_WEIGHTS = 1e-3
+GOOD, USABLE = 0.5, 0.1  # ESS fractions of a guide's own draws
 
 
 def psis(log_weights: ArrayLike, *, axis: int = 0) -> tuple[Array, Any]:
@@ -173,9 +178,9 @@ def _ess_fraction(weights: Array) -> Any:
 
 
 def _own_draws_verdict(ess_fraction: float) -> str:
-    if ess_fraction >= _GOOD:
+    if ess_fraction >= GOOD:
         return "good"
-    return "usable only after weighting" if ess_fraction >= _USABLE else "poor"
+    return "usable only after weighting" if ess_fraction >= USABLE else "poor"
 
 
 def _weighted_verdict(khat: float, threshold: float) -> str:

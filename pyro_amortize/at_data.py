@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amortize_diagnostics import (
+    Diagnosis,
     MutualInformation,
     SiteRates,
     mutual_information,
@@ -17,6 +18,7 @@ from amortize_diagnostics import (
 from pyro_amortize.auto_guide import NoiseAutoGuide
 from pyro_amortize.collapse import crossed_log_probs, element_densities
 from pyro_amortize.conditioned import ConditionedGuide, total
+from pyro_amortize.diagnosing import diagnose
 from pyro_amortize.export import posterior_tree
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.importance import ImportanceSamples
@@ -143,6 +145,31 @@ class Posterior:
             }
         )
         return weighted
+
+    def diagnose(self, num_samples: int = 2000, *, num_simulations: int = 1000) -> Diagnosis:
+        """How far to trust the answer here, and what to do next.
+
+        The ESS fraction judges the guide's own draws, Pareto k-hat the weighted ones, predictive
+        checks and the distance of the data from simulations, in what the networks make of them,
+        the model. `print` says it in words, for many data sets as a table with the worst first.
+
+        Use it at every data set that matters; it costs `num_samples` densities of the model. Of a
+        guide as a whole `AmortizedPosterior.check_calibration` says more.
+
+        Args:
+            num_samples: Number of weighted draws for each data set.
+            num_simulations: Number of simulations that the data are compared with, at least 100.
+
+        Returns:
+            The diagnosis. What cannot be judged is left out with a note: weights of a model or a
+            guide without density.
+
+        Raises:
+            ValueError: If a number is out of range.
+        """
+        if num_simulations < 100:
+            raise ValueError(f"num_simulations: expected at least 100, got {num_simulations}")
+        return diagnose(self._conditioned, _positive(num_samples), num_simulations)
 
     def nuts(
         self,

@@ -276,6 +276,9 @@ class NumPyroHost:
     def importance_sample(self, posterior, num, seed=0, **options):
         return posterior.importance_sample(num, rng_key=self.key(seed), **options)
 
+    def diagnose(self, posterior, num, seed=0, **options):
+        return posterior.diagnose(num, rng_key=self.key(seed), **options)
+
     def nuts(self, posterior, num, seed=0, **options):
         return posterior.nuts(num, rng_key=self.key(seed), **options)
 
@@ -629,6 +632,10 @@ class PyroHost:
     def importance_sample(self, posterior, num, seed=0, **options):
         self.seed(seed)
         return posterior.importance_sample(num, **options)
+
+    def diagnose(self, posterior, num, seed=0, **options):
+        self.seed(seed)
+        return posterior.diagnose(num, **options)
 
     def nuts(self, posterior, num, seed=0, **options):
         self.seed(seed)

@@ -40,6 +40,11 @@ class SiteSteps:
         self._features: dict[str, Array] = {}
         self.latents: dict[str, Array] = {}
 
+    @property
+    def contexts(self) -> Contexts:
+        """What the networks made of the data."""
+        return self._contexts
+
     def again(self) -> SiteSteps:
         """The same guide at the same call before any value is taken."""
         fresh = copy.copy(self)

@@ -38,6 +38,11 @@ class SiteSteps:
         self._features: dict[str, Tensor] = {}
         self.latents: dict[str, Tensor] = {}
 
+    @property
+    def contexts(self) -> Contexts:
+        """What the networks made of the data."""
+        return self._contexts
+
     def again(self) -> SiteSteps:
         """The same guide at the same call before any value is taken."""
         fresh = copy.copy(self)

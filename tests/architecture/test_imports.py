@@ -59,6 +59,7 @@ LAYERS = (
         "padding",
         "posterior",
         "at_data",
+        "diagnosing",
         "auto_guide",
         "nuts",
         "standard_space",

@@ -8,7 +8,7 @@ from amortize_diagnostics import compare_models, importance_summary
 
 
 def nested_regressions(rng, num_rows=40):
-    """Log evidences of regressions on the first 1, 2 and 3 columns; weights come from the second."""
+    """Data of a line, and the exact log evidences of regressions on 1, 2 and 3 columns."""
     design = np.column_stack([np.ones(num_rows), rng.normal(size=(num_rows, 2))])
     y = design[:, :2] @ np.array([0.5, 0.6]) + rng.normal(size=num_rows)
     exact = {}
