@@ -13,11 +13,6 @@ from amortize_diagnostics.pareto import MIN_DRAWS, smooth_tails
 
 Array = NDArray[np.float64]
 
-_GOOD, _USABLE = 0.5, 0.1
-# Below this the tail of `num_draws / 5` weights is too short for a Pareto fit.
-_MIN_DRAWS = 25
-# Largest weights closer than this (in nats) are equal up to the rounding of float32 densities.
-_EQUAL_WEIGHTS = 1e-3
 GOOD, USABLE = 0.5, 0.1  # ESS fractions of a guide's own draws
 
 

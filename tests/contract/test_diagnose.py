@@ -32,6 +32,7 @@ def test_a_guide_that_ignores_the_data_does_not_pass(host):
     assert "Verdict: Use the weighted draws" in str(found)
 
 
+@pytest.mark.compiles
 def test_data_unlike_the_simulations_are_flagged(host):
     """False alarms at 5 %; shifted, contaminated and wide data in at least 95 % of 200 cases."""
     amortized, rng = conjugate(host), np.random.default_rng(1)
