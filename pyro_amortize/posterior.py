@@ -19,6 +19,7 @@ from pyro_amortize.embeddings import Embedding
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.history import TrainingHistory, warn_of_sizes
 from pyro_amortize.observations import data_plate_sizes
+from pyro_amortize.report import guide_report
 from pyro_amortize.storage import load_guides, save_guides
 
 
@@ -170,6 +171,45 @@ class AmortizedPosterior:
         data = simulate_data(self.guide, call, num_datasets, missing)
         conditioned = self._at(*call, data.observations)
         return calibrate(conditioned, data, num_draws)
+
+    def report(
+        self,
+        path: str | PathLike[str],
+        *,
+        calibration: Calibration | None = None,
+        diagnosis: object | None = None,
+        title: str | None = None,
+    ) -> None:
+        """Write one page that says what the guide is and how far to trust it.
+
+        The verdict on simulated data, the course of training, the table of checks, ranks with
+        their bands, coverage, and the sites with what the guide's factors read. The page is one
+        file without scripts that loads nothing.
+
+        Args:
+            path: The file, such as `"report.html"`.
+            calibration: What `check_calibration` found; it is called if None, and the page says
+                so if it is refused.
+            diagnosis: What is to be said of the answers at data sets, shown as it prints.
+            title: Title of the page; the model's name if None.
+
+        Raises:
+            RuntimeError: If the guide has not been set up.
+        """
+        structure, unchecked = self.guide.structure, ""
+        if calibration is None:
+            try:
+                calibration = self.check_calibration()
+            except (TypeError, ValueError) as error:
+                unchecked = str(error)
+        guide_report(
+            title or str(getattr(self.model, "__name__", type(self.model).__name__)),
+            structure,
+            self._histories,
+            calibration,
+            unchecked=unchecked,
+            answers="" if diagnosis is None else str(diagnosis),
+        ).write(path)
 
     @property
     def _histories(self) -> list[TrainingHistory]:

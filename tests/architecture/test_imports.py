@@ -58,6 +58,7 @@ LAYERS = (
         "compiled",
         "padding",
         "posterior",
+        "report",
         "at_data",
         "diagnosing",
         "auto_guide",
