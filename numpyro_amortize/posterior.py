@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax import Array
 
-from amortize_diagnostics import Calibration
+from amortize_diagnostics import Calibration, Diagnosis
 from amortize_diagnostics.paired import check_numbers
 from numpyro_amortize.at_data import Posterior
 from numpyro_amortize.calibration import calibrate, known_call, simulate_data
@@ -222,7 +222,7 @@ class AmortizedPosterior:
         path: str | PathLike[str],
         *,
         calibration: Calibration | None = None,
-        diagnosis: object | None = None,
+        diagnosis: Diagnosis | None = None,
         title: str | None = None,
     ) -> None:
         """Write one page that says what the guide is and how far to trust it.
@@ -235,7 +235,7 @@ class AmortizedPosterior:
             path: The file, such as `"report.html"`.
             calibration: What `check_calibration` found; it is called if None, and the page says
                 so if it is refused.
-            diagnosis: What is to be said of the answers at data sets, shown as it prints.
+            diagnosis: What `Posterior.diagnose` says of the answers at data sets, to be shown too.
             title: Title of the page; the model's name if None.
 
         Raises:

@@ -1,7 +1,9 @@
 """`AmortizedPosterior.report`: the page of a guide."""
 
+import numpy as np
 import pytest
 
+from amortize_diagnostics import diagnosis, importance_summary
 from tests.backends import small_guide
 from tests.contract.test_calibration import judged
 
@@ -12,9 +14,10 @@ def test_a_page_shows_checks_training_sites_and_answers(host, tmp_path):
     amortized = host.untrained(model, guide, host.array([9.0] * 5))
     path = tmp_path / "report.html"
     found = judged(host, "eight_schools_noncentered")
-    amortized.report(path, calibration=found, diagnosis="two data sets", title="Schools")
+    answers = diagnosis(importance_summary(np.zeros((1000, 2))))
+    amortized.report(path, calibration=found, diagnosis=answers, title="Schools")
     text = path.read_text(encoding="utf-8")
-    for words in ("<h1>Schools</h1>", "two data sets", "Ranks of tau", "in schools", "z[4]"):
+    for words in ("<h1>Schools</h1>", "2 data sets. Use: ", "Ranks of tau", "in schools", "z[4]"):
         assert words in text, words
     assert text.count('class="mark') == 5  # y, sigma, mu, tau, z
 
