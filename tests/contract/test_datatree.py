@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
+from amortize_diagnostics import psis
 from tests.backends import num_distinct, small_guide
 from tests.problems import PROBLEMS
 
@@ -136,3 +138,57 @@ def test_event_axes_have_names_and_labels_of_the_user(host, rng):
         host.to_datatree(posterior, 25, dims={"z": ["axis", "other"]})
     with pytest.raises(ValueError, match="dims: expected sites of the model, z, x, got w"):
         host.to_datatree(posterior, 25, dims={"w": []})
+
+
+@pytest.mark.compiles
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")  # a verdict on these few draws
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame")  # inside of compare
+def test_functions_of_arviz(host):
+    """All that a user reaches for: tables, cross-validation, comparison, sensitivity, plots."""
+    import arviz_plots as plots
+    import arviz_stats as stats
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    model = host.models.eight_schools_noncentered
+    sigma = host.array(np.linspace(9, 18, 8))
+    guide = small_guide(host, model, observed="y", inputs={"sigma": "schools"})
+    amortized = host.untrained(model, guide, sigma)
+    posterior = amortized.at(sigma, y=host.array(np.linspace(-3, 12, 8)))
+    tree = host.to_datatree(posterior, 500, is_weighted=True, coords={"schools": list("ABCDEFGH")})
+    assert "theta[H]" in stats.summary(tree).index
+    validation = stats.loo(tree, pointwise=True)
+    assert validation.n_data_points == 8
+    assert validation.pareto_k.dims == ("schools",)
+    table = stats.compare({"own": validation, "again": stats.loo(tree, pointwise=True)})
+    assert set(table.index) == {"own", "again"}
+    sensitivity = stats.psense(tree, var_names=["mu"], group="prior")
+    assert np.isfinite(float(sensitivity["mu"]))
+    assert np.isfinite(float(stats.psense(tree, var_names=["mu"], group="likelihood")["mu"]))
+    for draw, options in (
+        (plots.plot_forest, {"var_names": ["mu", "theta"]}),
+        (plots.plot_ppc_dist, {}),
+        (plots.plot_pair, {"var_names": ["mu", "tau"]}),
+        (plots.plot_prior_posterior, {"var_names": ["mu"]}),
+    ):
+        assert draw(tree, backend="matplotlib", **options) is not None
+    assert plots.plot_khat(validation, backend="matplotlib") is not None
+    mpl.pyplot.close("all")
+
+
+@pytest.mark.compiles
+def test_leave_one_out_of_draws_of_a_guide_is_corrected_by_its_weights(host, posterior):
+    """ArviZ takes `lp` and `log_q` as they are; weights of ours alone give the same answer."""
+    from arviz_stats import loo_approximate_posterior
+
+    tree = host.to_datatree(posterior, 500)
+    found = loo_approximate_posterior(
+        tree, tree["sample_stats"]["lp"], tree["sample_stats"]["log_q"], pointwise=True
+    )
+    assert found.approx_posterior
+    log_weights = np.asarray(tree["sample_stats"]["log_weight"])[0]
+    densities = np.asarray(tree["log_likelihood"]["y"])[0]
+    pointwise = [
+        logsumexp(psis(log_weights - row)[0] + row) for row in densities.T
+    ]  # E[p(y_i | z)] over the posterior without y_i
+    np.testing.assert_allclose(found.elpd_i, pointwise, rtol=1e-3, atol=0.05)

@@ -14,13 +14,18 @@ DIMS = {"theta": ["school"], "y": ["school"], "sigma": ["school"]}
 def eight_schools(rng):
     theta = rng.normal(size=(200, 8))
     groups = {
-        "posterior": {"mu": rng.normal(size=200), "theta": theta},
+        "posterior": {"mu": rng.normal(size=200), "theta": theta, "tau": rng.gamma(2, size=200)},
         "prior": {"mu": rng.normal(size=50), "theta": rng.normal(size=(50, 8))},
         "posterior_predictive": {"y": theta + rng.normal(size=(200, 8))},
         "prior_predictive": {"y": rng.normal(size=(50, 8))},
         "log_likelihood": {"y": -0.05 * theta**2},
-        "sample_stats": {"log_weight": rng.normal(size=200)},
-        "observed_data": {"y": np.zeros(8)},
+        "log_prior": {"mu": rng.normal(size=200), "theta": rng.normal(size=(200, 8))},
+        "sample_stats": {
+            "log_weight": rng.normal(size=200),
+            "lp": 0.1 * rng.normal(size=200),
+            "log_q": 0.1 * rng.normal(size=200),
+        },
+        "observed_data": {"y": np.linspace(-1.0, 1.0, 8)},
         "constant_data": {"sigma": np.ones(8)},
     }
     schools = {"school": list("ABCDEFGH")}
@@ -50,13 +55,56 @@ def test_arviz_loo_runs(eight_schools):
     assert loo(eight_schools).n_data_points == 8
 
 
-def test_arviz_forest_plot_runs(eight_schools):
+@pytest.mark.filterwarnings("ignore:The inplace keyword in DataFrame")  # inside of compare
+def test_arviz_compares(eight_schools):
+    from arviz_stats import compare, loo
+
+    table = compare({"first": loo(eight_schools), "second": loo(eight_schools)})
+    assert set(table.index) == {"first", "second"}
+
+
+def test_arviz_corrects_draws_of_a_guide_by_their_densities(eight_schools):
+    from arviz_stats import loo_approximate_posterior
+
+    stats = eight_schools["sample_stats"]
+    assert loo_approximate_posterior(eight_schools, stats["lp"], stats["log_q"]).n_samples == 200
+
+
+def test_arviz_sensitivity_to_the_prior_runs(eight_schools):
+    from arviz_stats import psense
+
+    for group in ("prior", "likelihood"):
+        found = psense(eight_schools, var_names=["mu"], group=group)
+        assert np.isfinite(float(found["mu"]))
+
+
+@pytest.mark.parametrize(
+    ("plot", "options"),
+    [
+        ("plot_forest", {"var_names": ["theta"]}),
+        ("plot_ppc_dist", {}),
+        ("plot_pair", {"var_names": ["mu", "tau"]}),
+    ],
+)
+def test_arviz_plots_run(eight_schools, plot, options):
+    import arviz_plots
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from arviz_plots import plot_forest
+    assert getattr(arviz_plots, plot)(eight_schools, backend="matplotlib", **options) is not None
+    mpl.pyplot.close("all")
 
-    assert plot_forest(eight_schools, backend="matplotlib", var_names=["theta"]) is not None
+
+def test_arviz_khat_plot_runs(eight_schools):
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from arviz_plots import plot_khat
+    from arviz_stats import loo
+
+    validation = loo(eight_schools, pointwise=True)
+    assert plot_khat(validation, backend="matplotlib") is not None
+    mpl.pyplot.close("all")
 
 
 def test_many_data_sets_have_an_axis_of_their_own(rng):
