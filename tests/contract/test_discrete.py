@@ -436,6 +436,7 @@ def test_labels_summed_out_by_the_host(pyro_host):
         )
 
 
+@pytest.mark.slow
 def test_labels_summed_out_by_the_hosts_funsors(numpyro_host):
     """The same in NumPyro, whose `TraceEnum_ELBO` needs the library funsor."""
     pytest.importorskip("funsor")

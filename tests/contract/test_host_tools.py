@@ -80,16 +80,21 @@ def train_with_svi(host, model, guide, loss, *args, num_steps, weight_decay=0.0,
     "name",
     [
         "Trace_ELBO",
-        "particles",
-        "TraceMeanField_ELBO",
-        "RenyiELBO",
-        "TraceGraph_ELBO",
         "NPE",
         "IWAE",
-        "RWS",
-        "VIS",
-        "WeightedELBO",
         "Mixed",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in (
+                "particles",
+                "TraceMeanField_ELBO",
+                "RenyiELBO",
+                "TraceGraph_ELBO",
+                "RWS",
+                "VIS",
+                "WeightedELBO",
+            )
+        ),
     ],
 )
 def test_stock_svi(host, name):

@@ -65,7 +65,7 @@ def closed_form(variance, h, dim):
     )
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["u", "v"])
 def test_the_kernel_divergence_is_the_closed_form(host, bounds, estimator):
     """d = 2, s = 1, guide with variance 1/4, 4000 elements."""

@@ -85,15 +85,13 @@ def test_one_compilation_for_each_bucket(host, monkeypatch, objective):
     assert [new - old for new, old in zip(after, before, strict=True)] == [1, 1]
 
 
-SLOW_BOUNDS = ("TraceMeanField_ELBO", "RenyiELBO")
+SLOW_BOUNDS = ("TraceMeanField_ELBO", "RenyiELBO", "IWAE", "wake")
 
 
 @pytest.mark.parametrize(
     "bound",
     [
         "Trace_ELBO",
-        "IWAE",
-        "wake",
         *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_BOUNDS),
     ],
 )
