@@ -3,6 +3,8 @@
 The checks are those of the other files, run here on sabotaged code.
 """
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -15,6 +17,7 @@ from tests.contract import (
     test_traps,
     test_truncated_prior,
 )
+from tests.diagnostics import test_calibration, test_ranks
 from tests.problems import PROBLEMS
 from tests.statistical import test_expected_gap as gaps
 
@@ -148,7 +151,7 @@ def test_off_by_one_bin_of_the_spline(host, monkeypatch):
     """Red: `test_knots_are_met_and_the_derivative_is_continuous`."""
     check = test_spline.test_knots_are_met_and_the_derivative_is_continuous
     assert not is_red(check, host, np.random.default_rng(0))
-    flow = host.module("densities.spline_flow")
+    flow = host.module("densities.splines")
     bins = flow._bins
 
     def shifted(raw, bound):
@@ -196,3 +199,38 @@ def test_truncation_of_the_wrong_tail(host, monkeypatch):
 
     monkeypatch.setattr(module, "_threshold", wrong)
     assert is_red(check, host, test_truncated_prior.of_one_latent, 0.1)
+
+
+def test_ranks_off_by_one_and_ties_on_one_side(rng, monkeypatch):
+    """Red: `test_ties_of_discrete_latents_are_broken_at_random`."""
+    check = test_ranks.test_ties_of_discrete_latents_are_broken_at_random
+    assert not is_red(check, np.random.default_rng(0))
+    ranks = importlib.import_module("amortize_diagnostics.ranks")
+    plain = ranks.ranks_from_counts
+    for sabotage in (
+        lambda below, equal, *rest: plain(below, 0 * equal, *rest),
+        lambda below, equal, *rest: plain(below + equal, 0 * equal, *rest),
+    ):
+        monkeypatch.setattr(ranks, "ranks_from_counts", sabotage)
+        assert is_red(check, np.random.default_rng(0))
+    off_by_one = lambda below, equal, *rest: plain(below + 1, equal, *rest)  # noqa: E731
+    monkeypatch.setattr(ranks, "ranks_from_counts", off_by_one)
+    with pytest.raises(ValueError, match="expected values from 0 to 1"):
+        check(np.random.default_rng(0))
+
+
+def test_a_band_that_holds_at_each_point_alone(monkeypatch):
+    """Red: `test_uniform_numbers_leave_the_band_at_the_declared_rate`."""
+    check = test_ranks.test_uniform_numbers_leave_the_band_at_the_declared_rate
+    ranks = importlib.import_module("amortize_diagnostics.ranks")
+    monkeypatch.setattr(ranks, "_band_level", lambda num, num_points, prob: 1 - prob)
+    assert is_red(check, np.random.default_rng(0), 100)
+
+
+def test_pooled_ranks_taken_for_independent(monkeypatch):
+    """Red: `test_ranks_that_depend_on_each_other_are_pooled_honestly`."""
+    check = test_calibration.test_ranks_that_depend_on_each_other_are_pooled_honestly
+    ranks = importlib.import_module("amortize_diagnostics.ranks")
+    pooled = lambda pit, rng: ranks.ecdf_test(pit.ravel()).p_value  # noqa: E731
+    monkeypatch.setattr(test_calibration, "pooled_uniformity", pooled)
+    assert is_red(check, np.random.default_rng(0))
