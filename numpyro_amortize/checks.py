@@ -15,6 +15,7 @@ from numpyro import handlers
 
 from numpyro_amortize.arguments import bound_arguments, given_arguments, is_array
 from numpyro_amortize.covariates import input_values
+from numpyro_amortize.discrete import moved_pointers
 from numpyro_amortize.levels import GroupInfo
 from numpyro_amortize.structure import ModelStructure
 from numpyro_amortize.tracing import (
@@ -378,7 +379,7 @@ class PlateCheck:
             if plate in self._axes[name]
             else value
             for name, value in self._values.items()
-        }
+        } | moved_pointers(self._structure, self._values, plate)
         inputs = {
             item.name: jnp.roll(self._inputs[item.name], 1, item.plates.index(plate))
             for item in self._structure.inputs

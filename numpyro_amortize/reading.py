@@ -28,7 +28,7 @@ from numpyro_amortize.arguments import (
 )
 from numpyro_amortize.checks import PlateCheck, argument_problems, plain_data_arguments
 from numpyro_amortize.covariates import InputPlates, read_inputs
-from numpyro_amortize.discrete import range_problems, with_labels
+from numpyro_amortize.discrete import pointer_problems, range_problems, with_labels
 from numpyro_amortize.fixed import evidence_problems, fixed_sites, repetition_problems
 from numpyro_amortize.levels import GroupInfo, closure
 from numpyro_amortize.missing import with_positions
@@ -67,6 +67,7 @@ def read_structure(
     missing: MissingSites = (),
     alternatives: tuple[tuple[str, ...], ...] = (),
     parents: Parents = "auto",
+    pointers: Mapping[str, str] | None = None,
 ) -> ModelStructure:
     """Read the structure of an unmodified model, or report all that stands in the way.
 
@@ -81,6 +82,7 @@ def read_structure(
         missing: Observed sites of which values may be missing, or `{mask argument: site}`.
         alternatives: Sets of observed sites that may carry data; none if all do.
         parents: `"auto"`, or for some sites the earlier latents to condition on.
+        pointers: For each site whose values number the elements of a plate, that plate.
 
     Returns:
         The structure.
@@ -131,6 +133,7 @@ def read_structure(
     latent_sites, support_problems = _read_latents(sites, again, (*observed, *fixed), plates)
     problems += support_problems
     problems += range_problems({site.name: site.support for site in latent_sites}, run)
+    problems += pointer_problems(pointers or {}, latent_sites, plates)
     if problems:
         raise _report(problems)
 
@@ -185,6 +188,7 @@ def read_structure(
                 and name not in paths  # whose model reads what comes after them
                 and location_scale(sites[name]["fn"]) is not None,
                 coupled=coupled.get(name),
+                points_into=(pointers or {}).get(name),
             )
         )
     plain_data = plain_data_arguments(model, args, kwargs)

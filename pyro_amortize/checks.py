@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_amortize.arguments import bound_arguments, given_arguments, is_array
 from pyro_amortize.covariates import input_values
+from pyro_amortize.discrete import moved_pointers
 from pyro_amortize.levels import GroupInfo
 from pyro_amortize.structure import ModelStructure
 from pyro_amortize.tracing import (
@@ -384,7 +385,7 @@ class PlateCheck:
             if plate in self._axes[name]
             else value
             for name, value in self._values.items()
-        }
+        } | moved_pointers(self._structure, self._values, plate)
         inputs = {
             item.name: torch.roll(self._inputs[item.name], 1, item.plates.index(plate))
             for item in self._structure.inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +69,52 @@ def range_problems(supports: Mapping[str, Support], run: Callable[[int], Trace])
             for trace in traces
         )
     ]
+
+
+def pointer_problems(
+    pointers: Mapping[str, str], latents: Iterable[Any], plates: Mapping[str, Any]
+) -> list[str]:
+    """Sites that are said to number the elements of a plate and cannot.
+
+    Args:
+        pointers: For each of these sites the plate.
+        latents: The latent sites.
+        plates: The plates of the model.
+
+    Returns:
+        One message per site.
+    """
+    found = {}
+    for site in latents:
+        name, into = site.name, pointers.get(site.name)
+        if into is None:
+            continue
+        plate, support = plates.get(into), site.support
+        if plate is None:
+            found[name] = f"the model has no such plate; its plates are {sorted(plates)}"
+        elif into in (*site.plates, *site.event_plates):
+            found[name] = "the site is inside it, and its elements cannot point at each other"
+        elif support.lower != 0 or support.num_values is None:
+            found[name] = "its values are not whole numbers from 0 up to a largest one"
+        elif support.num_values != plate.size:
+            found[name] = f"it has {support.num_values} values, and the plate {plate.size} elements"
+    return [
+        f"densities: site '{name}': cannot point into plate '{pointers[name]}': {problem}"
+        for name, problem in found.items()
+    ]
+
+
+def moved_pointers(structure: Any, values: Mapping[str, Tensor], plate: str) -> dict[str, Tensor]:
+    """Values of the sites that point into a plate, after its elements have moved by one.
+
+    Args:
+        structure: The structure of the model.
+        values: Value of each site.
+        plate: The plate.
+    """
+    size = structure.plates[plate].size
+    pointers = [site.name for site in structure.latents if site.points_into == plate]
+    return {name: (values[name] + 1) % size for name in pointers}
 
 
 def value_dtype(support: Support) -> torch.dtype:

@@ -216,6 +216,9 @@ def _check_model(
             missing=guide.missing,
             alternatives=guide.alternatives,
             parents={site.name: site.parents for site in structure.latents},
+            pointers={
+                site.name: site.points_into for site in structure.latents if site.points_into
+            },
         )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: belongs to another model than the given one: {error}") from error

@@ -52,6 +52,7 @@ class SiteInfo:
         is_discrete: Whether an observed site has a discrete support.
         coupled: A later latent on crossing plates through which the elements depend on each
             other; the guide correlates them by one common direction.
+        points_into: A plate whose elements its values number, for a `PointerDensity`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class SiteInfo:
     is_own_row: bool = False
     is_discrete: bool = False
     coupled: str | None = None
+    points_into: str | None = None
 
 
 @dataclass(frozen=True)
@@ -352,6 +354,8 @@ class ModelStructure:
             text = f"  {site.name}{self._shape_text(site)} | {given}"
             if site.is_own_row:
                 text += " (own rows)"
+            if site.points_into:
+                text += f" (an element of plate '{site.points_into}')"
             if site.coupled:
                 text += f" (elements coupled through {site.coupled}: to one rank)"
             if site.pruned:

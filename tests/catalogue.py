@@ -79,6 +79,7 @@ CATALOGUE = (
     Entry("PerceiverEmbedding", "embedding", ("contaminated_normal",), OTHER),
     Entry("PlanarFlowDensity", "density", ("conjugate_normal", "parabola"), OTHER),
     Entry("PlateEmbedding", "embedding", ("conjugate_normal",), GAUSSIAN),
+    Entry("PointerDensity", "density", ("outlier",), OTHER),
     Entry("Posterior", "result"),
     Entry("RWS", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("RadialFlowDensity", "density", ("conjugate_normal",), OTHER),

@@ -24,6 +24,7 @@ _SCALE = PROBLEMS["normal_unknown_scale"]
 _SIGN = PROBLEMS["two_mode_sign"]
 _PARABOLA = PROBLEMS["parabola"]
 _COMPASS = PROBLEMS["compass"]
+_OUTLIER = PROBLEMS["outlier"]
 _ELLIPTICAL = PROBLEMS["elliptical"]
 _RAMP = PROBLEMS["ramp"]
 _SLOPES = PROBLEMS["slopes"]
@@ -176,6 +177,31 @@ def elliptical(x=None):
     square = (df + (z**2).sum(axis=-1)) / (df + 2) * (1 - correlation**2)
     scale = jnp.sqrt(square)[..., None, None] * jnp.eye(2)
     numpyro.sample("x", dist.MultivariateStudentT(df + 2.0, correlation * z, scale), obs=x)
+
+
+def outlier(y=None, num_rows=_OUTLIER.num_rows):
+    k = numpyro.sample("k", dist.Categorical(jnp.ones(num_rows) / num_rows))
+    with numpyro.plate("rows", num_rows, dim=-1):
+        scale = jnp.where(jnp.arange(num_rows) == k, _OUTLIER.spread, 1.0)
+        numpyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+
+def outliers_of_sets(y=None):
+    """One in each set of a plate, around a mean of its own."""
+    with numpyro.plate("sets", 3, dim=-2):
+        k = numpyro.sample("k", dist.Categorical(jnp.ones(5) / 5))
+        mean = numpyro.sample("mean", dist.Normal(0.0, 1.0))
+        with numpyro.plate("rows", 5, dim=-1):
+            scale = jnp.where(jnp.arange(5) == k, _OUTLIER.spread, 1.0)
+            numpyro.sample("y", dist.Normal(mean, scale), obs=y)
+
+
+def change_point(y=None, times=None):
+    """A level that moves by 1.5 between two of the rows, whose times are an input."""
+    k = numpyro.sample("k", dist.Categorical(jnp.ones(len(times)) / len(times)))
+    with numpyro.plate("rows", len(times), dim=-1):
+        is_after = times >= times[k]
+        numpyro.sample("y", dist.Normal(jnp.where(is_after, 1.5, 0.0), 1.0), obs=y)
 
 
 def beta_binomial(k=None):

@@ -18,6 +18,7 @@ from numpyro_amortize.densities.multivariate_normal import MultivariateNormalDen
 from numpyro_amortize.densities.nade import NADEDensity
 from numpyro_amortize.densities.normal import NormalDensity
 from numpyro_amortize.densities.planar_flow import PlanarFlowDensity
+from numpyro_amortize.densities.pointer import PointerDensity
 from numpyro_amortize.densities.radial_flow import RadialFlowDensity
 from numpyro_amortize.densities.spline_flow import SplineFlowDensity
 from numpyro_amortize.densities.student_t import StudentTDensity
@@ -44,6 +45,7 @@ __all__ = [
     "NADEDensity",
     "NormalDensity",
     "PlanarFlowDensity",
+    "PointerDensity",
     "RadialFlowDensity",
     "SplineFlowDensity",
     "StudentTDensity",

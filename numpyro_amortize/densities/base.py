@@ -26,6 +26,11 @@ class ConditionalDensity(eqx.Module):
     them at once, or for one.
     """
 
+    @property
+    def into(self) -> str | None:
+        """A plate to choose from, whose rows are an axis of contexts before the last; or None."""
+        return None
+
     @abstractmethod
     def __call__(self, context: Array, index: int | None = None) -> dist.Distribution:
         """The densities given contexts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -160,6 +160,11 @@ class IntegerDistribution(dist.Distribution):
         features = None if self.density.event_size == 1 else self._blank(self.context.shape[:-1])
         return self.density.coordinate(0, self.context, self.index, features)
 
+    def label_logits(self) -> Array | None:
+        """Logits of a scalar label; None if the family is no softmax over all values."""
+        is_softmax = self.density.family.num_parameters == self.density.support.num_values
+        return self.first_parameters() if is_softmax else None
+
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Draws of shape `(*sample_shape, *batch, size)`."""
         return self.sample_with_intermediates(key, sample_shape)[0]
@@ -206,8 +211,16 @@ class IntegerDistribution(dist.Distribution):
         return found.reshape((*value.shape, feature_width(support)))
 
 
+@runtime_checkable
+class Labels(Protocol):
+    """What a distribution adds that may be one softmax over the values of a scalar site."""
+
+    def label_logits(self) -> Array | None:
+        """Logits of the values, `(*batch, num_values)`; None if it is something else."""
+
+
 def discrete_site_distribution(
-    base: IntegerDistribution, structure: ModelStructure, site: SiteInfo
+    base: Any, structure: ModelStructure, site: SiteInfo
 ) -> dist.Distribution:
     """The distribution of a discrete latent site; the host's own where it is exactly that.
 
@@ -221,12 +234,12 @@ def discrete_site_distribution(
         label is the host's Bernoulli or Categorical, which hosts can enumerate.
     """
     is_scalar = not (site.event_shape or site.event_plates)
-    own = is_scalar and isinstance(base, IntegerDistribution)
-    own = own and site.support.kind in ("boolean", "categorical")
-    if not (own and base.density.family.num_parameters == site.support.num_values):
+    is_label = is_scalar and site.support.kind in ("boolean", "categorical")
+    logits = base.label_logits() if is_label and isinstance(base, Labels) else None
+    if logits is None:
         zero = jnp.zeros(base.event_shape, base.context.dtype)
         return SiteDistribution(base, zero, zero + 1, structure, site)
-    logits = natural(base.first_parameters(), structure, site, 1)
+    logits = natural(logits, structure, site, 1)
     if site.support.kind == "boolean":
         return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0])
     return dist.Categorical(logits=logits)

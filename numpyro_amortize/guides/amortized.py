@@ -17,6 +17,7 @@ from numpyro_amortize.compiler import check_compiler
 from numpyro_amortize.covariates import InputPlates
 from numpyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from numpyro_amortize.embeddings import Embedding
+from numpyro_amortize.guides.assembly import build_chain
 from numpyro_amortize.guides.call import (
     CallValues,
     check_call,
@@ -24,11 +25,12 @@ from numpyro_amortize.guides.call import (
     read_call,
     read_observations,
 )
-from numpyro_amortize.guides.chain import PosteriorChain, build_chain
+from numpyro_amortize.guides.chain import PosteriorChain
 from numpyro_amortize.guides.draws import PlainDraws
 from numpyro_amortize.guides.host_plates import HostPlates
 from numpyro_amortize.guides.specifications import (
     check_specifications,
+    pointers,
     resolve_densities,
     resolve_embeddings,
     time_inputs,
@@ -57,8 +59,7 @@ class AmortizedGuide:
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
             dimensions, or `{argument: None}` for one without a plate. A deterministic site that
             the model computes from its arguments, and whose value it uses, counts too.
-        groups: Index vectors, as `county` in `a[county]`: `{argument: (plate it points into,
-            plate it runs along)}`.
+        groups: Index vectors, as in `a[county]`: `{argument: (plate of a, own plate)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         missing: Observed sites of which values may be missing, marked by NaN in the data; or
@@ -177,6 +178,7 @@ class AmortizedGuide:
             missing=self.missing,
             alternatives=self.alternatives,
             parents=self._parents,
+            pointers=pointers(self._densities),
         )
         model = keep_constants(self.model, structure.constants)
         self.setup_call = (args, kwargs)
@@ -203,7 +205,7 @@ class AmortizedGuide:
             ValueError: If a specification is given for a site that does not exist or fit it.
         """
         embeddings = resolve_embeddings(self._embedding, structure.observed)
-        return embeddings, resolve_densities(self._densities, structure.latents)
+        return embeddings, resolve_densities(self._densities, structure)
 
     def init_params(self) -> dict[str, Any]:
         """Initial parameters under the names that the host's `SVI` uses."""

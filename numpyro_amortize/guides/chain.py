@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from numpyro_amortize.densities.base import (
-    AnyDensity,
     ConditionalDensity,
-    DiscreteDensity,
     OwnLoss,
     Scaled,
     check_has_log_prob,
@@ -24,8 +21,9 @@ from numpyro_amortize.densities.base import (
 )
 from numpyro_amortize.densities.coupling import RankOneCoupling
 from numpyro_amortize.densities.discrete import discrete_site_distribution
+from numpyro_amortize.densities.pointer import check_number_of_rows, pointed_rows
 from numpyro_amortize.discrete import discrete_features
-from numpyro_amortize.embeddings.base import Embedding, EmbeddingNetwork
+from numpyro_amortize.embeddings.base import EmbeddingNetwork
 from numpyro_amortize.guides.call import CallValues
 from numpyro_amortize.layout import pack, pack_plain
 from numpyro_amortize.networks import StackedMLP
@@ -34,9 +32,6 @@ from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
 Conditionals = Mapping[str, Moments]
-
-_HIDDEN_DIMS = (64, 64)  # of the networks between crossing plates
-_MEETING_FEATURES = 32
 
 
 @dataclass(frozen=True)
@@ -373,7 +368,15 @@ class PosteriorChain(eqx.Module):
                 parts.append(jnp.zeros((*context.shape[:-1], size), context.dtype))
         if foreign:
             parts.append(self._meet(group, site, foreign, contexts, features))
-        return join_features(parts)
+        into = self.heads[group].into
+        if into is None:
+            return join_features(parts)
+        rows = pointed_rows(structure, site, into)
+        together = join_features([*parts, contexts.cells[rows.name]])
+        axis = structure.plates[into].dim - 1
+        check_number_of_rows(structure, site, into, together.shape[axis])
+        # Rows to the left of the features, and an axis of length 1 where their plate was.
+        return jnp.expand_dims(jnp.moveaxis(together, axis, -2), axis - 1)
 
     def _meet(
         self,
@@ -385,7 +388,7 @@ class PosteriorChain(eqx.Module):
     ) -> Array:
         """Parents on crossing plates: brought to the rows where both meet, and pooled again."""
         structure = self.structure
-        rows = _meeting_site(structure, site, foreign)
+        rows = meeting_site(structure, site, foreign)
         pooling = contexts.poolings[rows.name]
         met = [
             pooling.spread(features[name], structure.site(name).plates, rows.plates)
@@ -401,100 +404,13 @@ def group_parents(structure: ModelStructure, names: tuple[str, ...]) -> tuple[st
     return tuple(site.name for site in structure.latents if site.name in parents)
 
 
-def _meeting_site(structure: ModelStructure, site: SiteInfo, foreign: Sequence[str]) -> SiteInfo:
+def meeting_site(structure: ModelStructure, site: SiteInfo, foreign: Sequence[str]) -> SiteInfo:
+    """The observed site whose rows a latent and its parents on crossing plates have in common.
+
+    Raises:
+        ValueError: If there is none.
+    """
     rows = structure.meeting_site(site, foreign)
     if rows is None:
         raise ValueError(f"site '{site.name}': no observed site is in the plates of {foreign} too")
     return rows
-
-
-def build_chain(
-    structure: ModelStructure,
-    embeddings: Mapping[str, Embedding],
-    densities: Mapping[str, AnyDensity],
-    rng_key: Array,
-) -> PosteriorChain:
-    """Build the networks of a guide; every size comes from the structure.
-
-    Args:
-        structure: The structure of the model.
-        embeddings: The embedding of each observed site.
-        densities: The density of each latent site.
-        rng_key: Key of the initial weights.
-
-    Returns:
-        The chain with its initial weights.
-    """
-    networks = []
-    num_latents = sum(structure.unconstrained_size(latent) for latent in structure.latents)
-    level_sizes: dict[str, tuple[int, ...]] = {}
-    for site in structure.observed:
-        rng_key, own = jax.random.split(rng_key)
-        has_positions = structure.has_positions(site.name)
-        num_inputs = 0 if has_positions else structure.mask_size(site.name)  # if the event is there
-        for other in structure.companions(site):
-            num_inputs += math.prod(other.event_shape) + structure.mask_size(other.name)
-        places: dict[str, tuple[int, int]] = {}
-        for item in structure.inputs:
-            if structure.is_over(site, item.plates):
-                places[item.name] = num_inputs, math.prod(item.event_shape)
-                num_inputs += places[item.name][1]
-        sources = [level.source or 0 for level in structure.levels(site)[1:]]
-        embedding = embeddings[site.name].for_latents(num_latents)
-        embedding = embedding.for_inputs(site.name, site.event_shape, places)
-        if has_positions:
-            embedding = embedding.for_masked_events(site.name)
-        networks.append(embedding.build(site.event_shape, num_inputs, sources, own))
-        level_sizes[site.name] = embedding.context_sizes(site.event_shape, num_inputs, sources)
-    by_key: dict[Any, list[str]] = {}
-    for latent in structure.latents:
-        size, foreign = structure.unconstrained_size(latent), structure.foreign_parents(latent)
-        values = latent.support if latent.support.is_discrete else None
-        kind = latent.plates, latent.is_own_row, bool(latent.coupled), values, foreign
-        key = kind, size, densities[latent.name]
-        by_key.setdefault(key, []).append(latent.name)
-    heads: list[ConditionalDensity] = []
-    meetings = {}
-    couplings = {}
-    for group, (((*_, foreign), size, density), names) in enumerate(by_key.items()):
-        rng_key, own = jax.random.split(rng_key)
-        first = structure.site(names[0])
-        context_size = sum(
-            width * is_used
-            for site in structure.observed
-            for width, is_used in zip(
-                level_sizes[site.name], structure.context_levels(first, site), strict=True
-            )
-        )
-        context_size += sum(
-            structure.feature_size(structure.site(parent))
-            for parent in group_parents(structure, tuple(names))
-        )
-        if foreign:
-            rows = _meeting_site(structure, first, foreign)
-            met = sum(structure.feature_size(structure.site(name)) for name in foreign)
-            meetings[str(group)] = StackedMLP(
-                1,
-                level_sizes[rows.name][0] + met,
-                _HIDDEN_DIMS,
-                _MEETING_FEATURES,
-                rng_key=jax.random.fold_in(own, 1),
-            )
-            context_size += _MEETING_FEATURES  # the parents themselves are counted above
-        if isinstance(density, DiscreteDensity):
-            support = first.support
-            heads.append(density.build(len(names), size, context_size, support, own))
-        else:
-            heads.append(density.build(len(names), size, context_size, own))
-        if first.coupled:
-            common_size = sum(
-                width
-                for site in structure.observed
-                for width, level in zip(level_sizes[site.name], structure.levels(site), strict=True)
-                if not level.plates
-            )
-            couplings[str(group)] = RankOneCoupling(
-                len(names), size, context_size, common_size, _HIDDEN_DIMS, own
-            )
-    groups = tuple(tuple(names) for names in by_key.values())
-    return PosteriorChain(networks, heads, meetings, couplings, structure, groups)

@@ -11,10 +11,11 @@ from numpyro_amortize.densities import (
     CircularSplineDensity,
     CountDensity,
     DiscreteDensity,
+    PointerDensity,
     SplineFlowDensity,
 )
 from numpyro_amortize.embeddings import Embedding, PlateEmbedding
-from numpyro_amortize.structure import SiteInfo
+from numpyro_amortize.structure import ModelStructure, SiteInfo
 from numpyro_amortize.supports import Support
 
 _MANY_VALUES = 256  # more are counted, fewer have a probability each
@@ -69,7 +70,7 @@ def resolve_embeddings(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, Embed
     return resolve_specifications("embedding", specs, sites, PlateEmbedding())
 
 
-def resolve_densities(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, AnyDensity]:
+def resolve_densities(specs: Any, structure: ModelStructure) -> dict[str, AnyDensity]:
     """The density of every latent site; the default is chosen from its support.
 
     One specification for all goes to the sites that it can describe; angles then have the
@@ -78,12 +79,13 @@ def resolve_densities(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, AnyDen
     Raises:
         ValueError: If a site that does not exist is named, or a specification does not fit.
     """
+    sites = structure.latents
     resolved = resolve_specifications("densities", specs, sites, None)
     if isinstance(specs, SplineFlowDensity):
         sizes = specs.num_transforms, specs.num_bins, specs.hidden_dims
         angles = [site.name for site in sites if site.support.kind == "circular"]
         resolved |= dict.fromkeys(angles, CircularSplineDensity(*sizes))
-    problems = {site.name: _density_problem(resolved[site.name], site.support) for site in sites}
+    problems = {site.name: _density_problem(resolved[site.name], site, structure) for site in sites}
     found = {name: problem for name, problem in problems.items() if problem}
     if found and (isinstance(specs, Mapping) or len(found) == len(sites)):
         name, problem = next(iter(found.items()))
@@ -99,6 +101,21 @@ def resolve_densities(specs: Any, sites: Sequence[SiteInfo]) -> dict[str, AnyDen
     }
 
 
+def pointers(specs: Any) -> dict[str, str]:
+    """For each site that numbers the elements of a plate, by its density, that plate.
+
+    Raises:
+        ValueError: If one specification for all sites is such a density.
+    """
+    if isinstance(specs, PointerDensity):
+        raise ValueError(
+            f"densities: expected a site by name for PointerDensity, got one for all; pass "
+            f"densities={{'site': PointerDensity('{specs.into}')}}"
+        )
+    named = specs if isinstance(specs, Mapping) else {}
+    return {name: spec.into for name, spec in named.items() if isinstance(spec, PointerDensity)}
+
+
 def default_density(support: Support) -> AnyDensity:
     """The density for a site whose density nobody has chosen."""
     if not support.is_discrete:
@@ -108,16 +125,20 @@ def default_density(support: Support) -> AnyDensity:
     return CategoricalDensity() if is_short or support.kind == "categorical" else CountDensity()
 
 
-def _density_problem(spec: AnyDensity | None, support: Support) -> str | None:
+def _density_problem(
+    spec: AnyDensity | None, site: SiteInfo, structure: ModelStructure
+) -> str | None:
     if spec is None:
         return None
-    name = type(spec).__name__
+    name, support = type(spec).__name__, site.support
     is_discrete = isinstance(spec, DiscreteDensity)
     takes_both = isinstance(spec, DiscreteDensity) and spec.takes_real_values
     if support.is_discrete != is_discrete and not takes_both:
         kinds = ("discrete", "continuous") if support.is_discrete else ("continuous", "discrete")
         return f"is {kinds[0]}, but {name} is a {kinds[1]} density"
     problem = spec.problem(support)
+    if isinstance(spec, PointerDensity):
+        problem = problem or spec.problem_at(site, structure)
     return problem and f"{problem}, and {name} cannot describe it"
 
 

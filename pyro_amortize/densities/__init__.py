@@ -18,6 +18,7 @@ from pyro_amortize.densities.multivariate_normal import MultivariateNormalDensit
 from pyro_amortize.densities.nade import NADEDensity
 from pyro_amortize.densities.normal import NormalDensity
 from pyro_amortize.densities.planar_flow import PlanarFlowDensity
+from pyro_amortize.densities.pointer import PointerDensity
 from pyro_amortize.densities.radial_flow import RadialFlowDensity
 from pyro_amortize.densities.spline_flow import SplineFlowDensity
 from pyro_amortize.densities.student_t import StudentTDensity
@@ -44,6 +45,7 @@ __all__ = [
     "NADEDensity",
     "NormalDensity",
     "PlanarFlowDensity",
+    "PointerDensity",
     "RadialFlowDensity",
     "SplineFlowDensity",
     "StudentTDensity",

@@ -26,6 +26,9 @@ class ConditionalDensity(nn.Module, ABC):
     them at once, or for one.
     """
 
+    # A plate whose elements it chooses from: their rows are an axis of contexts before the last.
+    into: str | None = None
+
     @abstractmethod
     def forward(self, context: Tensor, index: int | None = None) -> dist.Distribution:
         """The densities given contexts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -167,6 +167,11 @@ class IntegerDistribution(TorchDistribution):
         features = None if self.density.event_size == 1 else self._blank(self.context.shape[:-1])
         return self.density.coordinate(0, self.context, self.index, features)
 
+    def label_logits(self) -> Tensor | None:
+        """Logits of a scalar label; None if the family is no softmax over all values."""
+        is_softmax = self.density.family.num_parameters == self.density.support.num_values
+        return self.first_parameters() if is_softmax else None
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape `(*sample_shape, *batch, size)`."""
         density, shape = self.density, self.shape(sample_shape)
@@ -211,9 +216,15 @@ class IntegerDistribution(TorchDistribution):
         return found.reshape((*value.shape, feature_width(support)))
 
 
-def discrete_site_distribution(
-    base: IntegerDistribution, structure: ModelStructure, site: SiteInfo
-) -> Any:
+@runtime_checkable
+class Labels(Protocol):
+    """What a distribution adds that may be one softmax over the values of a scalar site."""
+
+    def label_logits(self) -> Tensor | None:
+        """Logits of the values, `(*batch, num_values)`; None if it is something else."""
+
+
+def discrete_site_distribution(base: Any, structure: ModelStructure, site: SiteInfo) -> Any:
     """The distribution of a discrete latent site; the host's own where it is exactly that.
 
     Args:
@@ -226,12 +237,11 @@ def discrete_site_distribution(
         label is the host's Bernoulli or Categorical, which hosts can enumerate.
     """
     is_scalar = not (site.event_shape or site.event_plates)
-    own = is_scalar and isinstance(base, IntegerDistribution)
-    own = own and site.support.kind in ("boolean", "categorical")
-    if not (own and base.density.family.num_parameters == site.support.num_values):
+    is_label = is_scalar and site.support.kind in ("boolean", "categorical")
+    logits = base.label_logits() if is_label and isinstance(base, Labels) else None
+    if logits is None:
         zero = base.context.new_zeros(base.event_shape)
         return SiteDistribution(base, zero, zero + 1, structure, site)
-    logits = base.first_parameters()
     shape = host_batch_shape(structure, site, logits.shape[:-1])
     logits = logits.reshape(*shape, logits.shape[-1])
     if site.support.kind == "boolean":

@@ -17,8 +17,9 @@ from pyro_amortize.covariates import InputPlates
 from pyro_amortize.densities import AnyDensity, Density, DiscreteDensity
 from pyro_amortize.embeddings import Embedding
 from pyro_amortize.guides import specifications as specs
+from pyro_amortize.guides.assembly import build_chain
 from pyro_amortize.guides.call import CallValues, check_call, read_call, read_observations
-from pyro_amortize.guides.chain import Contexts, PosteriorChain, build_chain
+from pyro_amortize.guides.chain import Contexts, PosteriorChain
 from pyro_amortize.guides.draws import PlainDraws
 from pyro_amortize.guides.host_plates import HostPlates
 from pyro_amortize.guides.steps import SiteSteps
@@ -49,8 +50,7 @@ class AmortizedGuide(PyroModule):
         inputs: Covariates: `{argument: plate}`, `{argument: (plate, ...)}` for several leading
             dimensions, or `{argument: None}` for one without a plate. A deterministic site that
             the model computes from its arguments, and whose value it uses, counts too.
-        groups: Index vectors, as `county` in `a[..., county]`: `{argument: (plate it points
-            into, plate it runs along)}`.
+        groups: Index vectors, as in `a[..., county]`: `{argument: (plate of a, own plate)}`.
         sizes: Arguments that are plate sizes, `{argument: plate}`; they may change between
             calls, any other plain Python argument may not.
         missing: Observed sites of which values may be missing, marked by NaN in the data; or
@@ -193,6 +193,7 @@ class AmortizedGuide(PyroModule):
             missing=self.missing,
             alternatives=self.alternatives,
             parents=self._parents,
+            pointers=specs.pointers(self._densities),
         )
         model = keep_constants(self.model, structure.constants)
         self.setup_call = (args, kwargs)
@@ -222,7 +223,7 @@ class AmortizedGuide(PyroModule):
             ValueError: If a specification is given for a site that does not exist or fit it.
         """
         embeddings = specs.resolve_embeddings(self._embedding, structure.observed)
-        return embeddings, specs.resolve_densities(self._densities, structure.latents)
+        return embeddings, specs.resolve_densities(self._densities, structure)
 
     def bind(self, observations: Mapping[str, Any]) -> AmortizedGuide:
         """This guide with its data fixed, for hosts that call it with the data left out.
@@ -486,8 +487,7 @@ class AmortizedGuide(PyroModule):
         rows: Mapping[str, Tensor] | None = None,
     ) -> CallValues:
         """What one call gives to the networks besides its data."""
-        model, structure = self.model, self.structure
-        return read_call(model, structure, args, kwargs, observations, batch_dims, rows)
+        return read_call(self.model, self.structure, args, kwargs, observations, batch_dims, rows)
 
     def _chain(self) -> PosteriorChain:
         """The networks, past the host's hook that would register them at every access."""

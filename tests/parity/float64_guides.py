@@ -136,6 +136,12 @@ def discrete(rng):
     return (), {}, latents, {"y": 15 + 4 * rng.normal(size=(5, 4))}
 
 
+def outliers(rng):
+    latents = {"k": rng.integers(0, 5, size=(5, 3)), "mean": rng.normal(size=(5, 3))}
+    options = {"densities": {"k": ("PointerDensity", {"into": "rows"})}}
+    return (), options, latents, {"y": rng.normal(size=(5, 3, 5))}
+
+
 def switches(rng):
     return (), {}, {"b": rng.integers(0, 2, size=(5, 3))}, {"y": rng.normal(size=(5, 2))}
 
@@ -150,6 +156,7 @@ CASES = {
     ),
     "every_discrete_support": discrete,
     "switches_in_a_plate": switches,
+    "outliers_of_sets": outliers,
     "crossed_effects": crossed,
     "grouped_normal": grouped,
     "rows_of_any_number": holes,

@@ -22,6 +22,7 @@ from tests.problems.crossed_effects import CrossedEffects
 from tests.problems.digits_components import DigitsComponents
 from tests.problems.discrete_joints import (
     MixtureAssignments,
+    Outlier,
     PoissonCount,
     Regimes,
     Switches,
@@ -55,6 +56,7 @@ PROBLEMS = {
     "local_level": LocalLevel(),
     "mixture_assignments": MixtureAssignments(),
     "normal_unknown_scale": NormalUnknownScale(),
+    "outlier": Outlier(),
     "parabola": Parabola(),
     "poisson_count": PoissonCount(),
     "ramp": Ramp(),
@@ -83,6 +85,7 @@ __all__ = [
     "LocalLevel",
     "MixtureAssignments",
     "NormalUnknownScale",
+    "Outlier",
     "Parabola",
     "PoissonCount",
     "Ramp",

@@ -197,3 +197,36 @@ class Switches:
         prior = bernoulli.logpmf(self._settings, self.probability).sum(1)
         mean = self._settings @ np.array(self.sizes)
         return prior + norm.logpdf(observations["y"][:, None], mean, self.noise)
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """k ~ Categorical(uniform over the rows); y_j ~ Normal(0, spread if j = k else 1)."""
+
+    num_rows: int = 8
+    spread: float = 4.0
+    num_latents: int = 1
+
+    def sample_joint(self, rng, num):
+        k = rng.integers(self.num_rows, size=num)
+        scale = np.where(np.arange(self.num_rows) == k[:, None], self.spread, 1.0)
+        return {"k": k}, {"y": scale * rng.normal(size=(num, self.num_rows))}
+
+    def log_probs(self, observations):
+        """Of every row, `(num, num_rows)`."""
+        log_joint = self._log_joint(observations["y"])
+        return log_joint - logsumexp(log_joint, axis=1, keepdims=True)
+
+    def log_posterior(self, latents, observations):
+        k = np.asarray(latents["k"]).astype(int)
+        return np.take_along_axis(self.log_probs(observations), k[:, None], 1)[:, 0]
+
+    def sample_posterior(self, rng, observations):
+        return {"k": _choose(rng, self._log_joint(observations["y"]))}
+
+    def log_evidence(self, observations):
+        return logsumexp(self._log_joint(observations["y"]), axis=1)
+
+    def _log_joint(self, y):
+        gain = norm.logpdf(y, 0, self.spread) - norm.logpdf(y)
+        return gain + norm.logpdf(y).sum(1, keepdims=True) - np.log(y.shape[1])

@@ -51,7 +51,14 @@ def switches_joint(problem, latents, y):
     return prior + norm.logpdf(y, mean, problem.noise)
 
 
+def outlier_joint(problem, latents, y):
+    scale = np.ones_like(y)
+    np.put_along_axis(scale, latents["k"][:, None], problem.spread, 1)
+    return norm.logpdf(y, 0, scale).sum(1) - np.log(problem.num_rows)
+
+
 DISCRETE = {
+    "outlier": outlier_joint,
     "mixture_assignments": mixture_joint,
     "poisson_count": poisson_joint,
     "regimes": regimes_joint,
