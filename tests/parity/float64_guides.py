@@ -1,7 +1,7 @@
 """Run by `test_numbers.py` in a process of its own: guides of one package at double precision.
 
-`python -m tests.parity.float64_guides pyro|numpyro FOLDER` writes, for each case, the guide file
-if it does not exist (NumPyro does) and the site log densities at fixed values.
+`python -m tests.parity.float64_guides pyro|numpyro FOLDER CASE ...` writes, for each case, the
+guide file if it does not exist (NumPyro does) and the site log densities at fixed values.
 """
 
 import sys
@@ -182,7 +182,7 @@ def built(host, spec):
     return getattr(host.package, kind)(**settings)
 
 
-def main(backend: str, folder: Path) -> None:
+def main(backend: str, folder: Path, names: list[str]) -> None:
     if backend == "pyro":
         import torch
 
@@ -190,8 +190,8 @@ def main(backend: str, folder: Path) -> None:
     from tests.backends import host as host_of
 
     host = host_of(backend)
-    for name, case in CASES.items():
-        args, options, latents, observations = case(np.random.default_rng(0))
+    for name in names:
+        args, options, latents, observations = CASES[name](np.random.default_rng(0))
         args = tuple(
             host.array(value) if isinstance(value, np.ndarray) else value for value in args
         )
@@ -210,4 +210,4 @@ def main(backend: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -13,24 +13,49 @@ from tests.parity.float64_guides import CASES, SIGMA
 from tests.problems import PROBLEMS
 from tests.source_tree import ROOT
 
+# Each is compiled anew, so the others are slow.
+QUICK = (
+    "eight_schools_centered",
+    "linear_gaussian_2__autoregressive",
+    "every_discrete_support",
+    "grouped_normal",
+    "rows_of_any_number",
+    "headings",
+    "autoregression",
+    "image_with_holes",
+)
+
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A guide of NumPyro in a file, and its densities by both packages."""
-    path = tmp_path_factory.mktemp("float64")
-    for backend in ("numpyro", "pyro"):
-        require(backend)
-        subprocess.run(
-            [sys.executable, "-m", "tests.parity.float64_guides", backend, str(path)],
-            cwd=ROOT,
-            env={**os.environ, "JAX_ENABLE_X64": "1"},
-            check=True,
-        )
-    return path
+def written(tmp_path_factory):
+    """Guides of NumPyro in files, and their densities by both packages: the folder of a case."""
+    folders = {}
+
+    def folder_of(name):
+        is_quick = name in QUICK
+        if is_quick not in folders:
+            folders[is_quick] = tmp_path_factory.mktemp("float64")
+            names = [each for each in CASES if (each in QUICK) == is_quick]
+            for backend in ("numpyro", "pyro"):
+                require(backend)
+                script = [sys.executable, "-m", "tests.parity.float64_guides", backend]
+                subprocess.run(
+                    [*script, str(folders[is_quick]), *names],
+                    cwd=ROOT,
+                    env={**os.environ, "JAX_ENABLE_X64": "1"},
+                    check=True,
+                )
+        return folders[is_quick]
+
+    return folder_of
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
-def test_a_guide_of_numpyro_has_the_same_densities_in_pyro(folder, name):
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in sorted(CASES)],
+)
+def test_a_guide_of_numpyro_has_the_same_densities_in_pyro(written, name):
+    folder = written(name)
     with (
         np.load(folder / f"{name}.numpyro.npz") as theirs,
         np.load(folder / f"{name}.pyro.npz") as ours,
