@@ -35,7 +35,8 @@ class PointerDensity(DiscreteDensity):
     Use it for outliers, matches and change points: a latent label `Categorical` over as many
     values as the plate of the data has elements. What tells elements apart besides their data,
     such as the time of each, must be an input along the plate. A latent that points outside of
-    the data, or at elements of its own plate, has none of it.
+    the data, or at elements of its own plate, has none of it. Every size of the plate is compiled
+    by itself, `fit(..., padding="never")`: padding would change the model.
 
     Args:
         into: The plate whose elements are pointed at. An observed site must be in it and, besides
