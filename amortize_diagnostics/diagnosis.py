@@ -62,7 +62,7 @@ class Diagnosis:
         summary = self.importance
         if summary is None:
             return np.full(self.num_datasets, "neither")
-        own = np.atleast_1d(summary.guide_ess_fraction) >= GOOD
+        own = np.atleast_1d(summary.own_ess_fraction) >= GOOD
         ess = summary.num_draws * np.atleast_1d(summary.ess_fraction)
         khat = np.atleast_1d(summary.khat)
         is_reliable = (khat < summary.khat_threshold) & (ess >= LEAST_EFFECTIVE_DRAWS)
@@ -88,7 +88,7 @@ class Diagnosis:
         ess = (
             np.zeros(self.num_datasets)
             if self.importance is None
-            else np.atleast_1d(self.importance.guide_ess_fraction)
+            else np.atleast_1d(self.importance.own_ess_fraction)
         )
         return np.lexsort((ess, -level))
 
@@ -174,7 +174,7 @@ class Diagnosis:
             own, khat, evidence, error = (
                 np.atleast_1d(part)[number]
                 for part in (
-                    self.importance.guide_ess_fraction,
+                    self.importance.own_ess_fraction,
                     self.importance.khat,
                     self.importance.log_evidence,
                     self.importance.log_evidence_se,
@@ -188,7 +188,7 @@ class Diagnosis:
     def _overall(self, uses: NDArray[np.str_]) -> str:
         if self.importance is None:
             return "no weights: nothing is known of the guide's error."
-        own = np.atleast_1d(self.importance.guide_ess_fraction)
+        own = np.atleast_1d(self.importance.own_ess_fraction)
         if np.mean(own < USABLE) > _MANY:
             return "poor at most of them: train longer, or give the guide a richer density."
         if np.any(uses == "neither"):

@@ -61,10 +61,10 @@ def psis(log_weights: ArrayLike, *, axis: int = 0) -> tuple[Array, Any]:
 class ImportanceSummary:
     """What importance weights say about a guide, at one data set or at each of many.
 
-    Two verdicts, because neither implies the other. The *guide's own draws* are judged by
-    their ESS fraction: at least 0.5 is good, 0.1 to 0.5 is usable only after weighting, below 0.1
-    is poor. The *weighted draws* are reliable if `khat < khat_threshold`; a guide three times too
-    wide passes that and fails the first.
+    Two verdicts, because neither implies the other. The *guide's own draws* are judged by their
+    ESS fraction, the lower of that of global and of local latents: at least 0.5 is good, 0.1 to
+    0.5 is usable only after weighting, below 0.1 is poor. The *weighted draws* are reliable if
+    `khat < khat_threshold`; a guide three times too wide passes that and fails the first.
 
     `print(summary)` says both in words.
 
@@ -78,7 +78,10 @@ class ImportanceSummary:
             ess_fraction))`; meaningless where `khat` fails.
         num_zero_weight: Number of draws with weight zero: outside the model's support.
         num_guide_draws: How many of the draws are the guide's own, where others were added.
-        guide_ess_fraction: ESS fraction of these alone with the guide's weights.
+        guide_ess_fraction: ESS fraction of these alone with the guide's weights, local latents
+            averaged out.
+        local_ess_fraction: ESS fraction of the guide's draws of local latents given the others,
+            of the plate element where it is lowest; None without local latents.
 
     All but the numbers of draws and the threshold are scalars for one data set and arrays of shape
     `(num_datasets,)` for many.
@@ -104,6 +107,14 @@ class ImportanceSummary:
     num_zero_weight: Any
     num_guide_draws: int
     guide_ess_fraction: Any
+    local_ess_fraction: Any = None
+
+    @property
+    def own_ess_fraction(self) -> Any:
+        """What the guide's own draws are judged by: the lower of global and local fractions."""
+        if self.local_ess_fraction is None:
+            return self.guide_ess_fraction
+        return np.minimum(self.guide_ess_fraction, self.local_ess_fraction)
 
     def __str__(self) -> str:
         """Both verdicts in words."""
@@ -111,7 +122,9 @@ class ImportanceSummary:
 
 
 def importance_summary(
-    log_weights: ArrayLike, guide_log_weights: ArrayLike | None = None
+    log_weights: ArrayLike,
+    guide_log_weights: ArrayLike | None = None,
+    guide_local_log_weights: ArrayLike | None = None,
 ) -> ImportanceSummary:
     """Judge a guide by the weights of its draws.
 
@@ -126,6 +139,9 @@ def importance_summary(
             `(num_draws, num_datasets)`. `-inf` is counted as a draw of weight zero.
         guide_log_weights: Where the draws are not the guide's alone, but those of a mixture
             with it: the weights `log p(z, x) - log q(z | x)` of the draws that are.
+        guide_local_log_weights: Where local latents have been averaged out, the weights of the
+            guide's own draws of them, as `marginalise_local_weights` takes them: shape
+            `(num_local_draws, *shape of the guide's log weights, plate_size)`.
 
     Returns:
         The summary, with arrays of shape `(num_datasets,)` in the second case.
@@ -163,7 +179,33 @@ def importance_summary(
         num_zero_weight=np.sum(np.isneginf(weights), axis=0),
         num_guide_draws=own.shape[0],
         guide_ess_fraction=_ess_fraction(own),
+        local_ess_fraction=_local_ess_fraction(guide_local_log_weights, own.shape),
     )
+
+
+def _local_ess_fraction(log_weights: ArrayLike | None, shape: tuple[int, ...]) -> Any:
+    """`(E v)^2 / E v^2` of the plate element where it is lowest, with the square unbiased.
+
+    With `r` the mean over draws of the others of `mean_k v^2 / (mean_k v)^2` it is
+    `(K - r) / ((K - 1) r)`.
+    """
+    if log_weights is None or len(np.asarray(log_weights)) == 1:  # one draw says nothing
+        return None
+    local = _finite_or_zero("guide_local_log_weights", log_weights)
+    if local.ndim < 2 or local.shape[1:-1] != shape or not local.shape[0] or not local.shape[-1]:
+        raise ValueError(
+            "guide_local_log_weights: expected shape (num_local_draws, *guide shape, plate_size) "
+            f"with guide shape {shape}, got {local.shape}. Put the local draws first and the plate "
+            "last."
+        )
+    log_mean = logsumexp(local, axis=0)
+    is_there = np.isfinite(log_mean)  # a draw of the others without any weight has none here
+    middle = np.where(is_there, log_mean, 0.0)
+    ratio = np.exp(logsumexp(2 * local, axis=0) - 2 * middle) * local.shape[0]
+    num = np.maximum(is_there.sum(0), 1)
+    mean_ratio = np.maximum(np.where(is_there, ratio, 0.0).sum(0) / num, 1.0)
+    fraction = (len(local) - mean_ratio) / ((len(local) - 1) * mean_ratio)
+    return np.where(is_there.any(0), np.maximum(fraction, 0.0), 0.0).min(-1)[()]
 
 
 def _ess_fraction(weights: Array) -> Any:
@@ -190,9 +232,11 @@ def _one_verdict(summary: ImportanceSummary) -> str:
         reason = f"k-hat needs {MIN_DRAWS} draws of positive weight, the largest distinct"
     else:
         reason = f"Pareto k-hat {summary.khat:.2f}, threshold {summary.khat_threshold:.2f}"
+    local = summary.local_ess_fraction
+    beside = "" if local is None else f", {local:.2f} for local latents"
     lines = [
-        f"Guide's own draws: {_own_draws_verdict(summary.guide_ess_fraction)} "
-        f"(ESS fraction {summary.guide_ess_fraction:.2f} of {summary.num_guide_draws} draws).",
+        f"Guide's own draws: {_own_draws_verdict(summary.own_ess_fraction)} (ESS fraction "
+        f"{summary.guide_ess_fraction:.2f} of {summary.num_guide_draws} draws{beside}).",
         f"Weighted draws: {weighted} ({reason}).",
         f"Log evidence: {summary.log_evidence:.3f} ± {summary.log_evidence_se:.3f} nats.",
     ]
@@ -202,14 +246,15 @@ def _one_verdict(summary: ImportanceSummary) -> str:
 
 
 def _many_verdicts(summary: ImportanceSummary) -> str:
-    own = [_own_draws_verdict(value) for value in summary.guide_ess_fraction]
+    fractions = summary.own_ess_fraction
+    own = [_own_draws_verdict(value) for value in fractions]
     weighted = [_weighted_verdict(value, summary.khat_threshold) for value in summary.khat]
-    worst = int(np.argmin(summary.guide_ess_fraction))
+    worst = int(np.argmin(fractions))
     lines = [
         f"{len(own)} data sets, {summary.num_draws} draws each.",
         f"Guide's own draws: {_counts(own)} "
-        f"(ESS fraction: median {np.median(summary.guide_ess_fraction):.2f}, "
-        f"lowest {summary.guide_ess_fraction[worst]:.2f} at data set {worst}).",
+        f"(ESS fraction: median {np.median(fractions):.2f}, "
+        f"lowest {fractions[worst]:.2f} at data set {worst}).",
         f"Weighted draws: {_counts(weighted)} "
         f"(Pareto k-hat, threshold {summary.khat_threshold:.2f}).",
     ]

@@ -127,12 +127,13 @@ def importance_samples(
     log_weights, log_tails, local, local_tails = (
         part.cpu().numpy().astype(float) for part in draws[1:]
     )
-    own = log_weights[~heavy]
+    own, own_local = log_weights[~heavy], None
     log_weights = log_weights - _mixture(log_tails, heavy)
     samples = {name: value.cpu().numpy() for name, value in draws.samples.items()}
     if shared:
         seed = int(torch.randint(2**31, ()))
-        own = marginalise_local_weights(own, local[~heavy_local][:, ~heavy])
+        own_local = local[~heavy_local][:, ~heavy]
+        own = marginalise_local_weights(own, own_local)
         local = local - _mixture(local_tails, heavy_local)
         log_weights = marginalise_local_weights(log_weights, local)
         chosen = choose_local_draws(local, np.random.default_rng(seed))
@@ -140,7 +141,7 @@ def importance_samples(
             if structure.is_over(site, shared):
                 value = samples[site.name]
                 samples[site.name] = _keep(structure, site, value, chosen, shared, own_call)
-    return ImportanceSamples(samples, log_weights, importance_summary(log_weights, own))
+    return ImportanceSamples(samples, log_weights, importance_summary(log_weights, own, own_local))
 
 
 def _mixture(log_tails: np.ndarray, heavy: np.ndarray) -> np.ndarray:

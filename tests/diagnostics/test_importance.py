@@ -344,3 +344,38 @@ def test_resampled_draws_have_the_moments_of_the_target(rng):
 def test_resampling_takes_one_data_set(rng):
     with pytest.raises(ValueError, match=r"expected shape \(num_candidates,\)"):
         resample(np.zeros((10, 2)), 5, rng)
+
+
+@pytest.mark.parametrize(("width", "loc"), [(1.0, 0.0), (2.0, 0.0), (1.0, 1.0)])
+def test_draws_of_local_latents_are_judged_by_themselves(rng, width, loc):
+    """Averaged out, weights of many local draws hide that each is bad: here is the worst."""
+    draws = rng.normal(size=(64, 2000, 3)) * [1.0, 1.0, width] + [0.0, 0.0, loc]
+    scale = np.array([1.0, 1.0, width])
+    local = norm.logpdf(draws) - norm.logpdf(draws, [0.0, 0.0, loc], scale)
+    own = marginalise_local_weights(np.zeros(2000), local)
+    found = importance_summary(own, own, local)
+    exact = np.exp(-(loc**2)) * np.sqrt(2 * width**2 - 1) / width**2
+    assert found.local_ess_fraction == pytest.approx(exact, rel=0.1)
+    assert found.guide_ess_fraction > 0.95
+    assert found.own_ess_fraction == min(found.local_ess_fraction, found.guide_ess_fraction)
+    assert f"{found.local_ess_fraction:.2f} for local latents" in str(found)
+    assert ("Guide's own draws: good" in str(found)) == (exact > 0.5)
+    many = importance_summary(
+        *(np.stack([part, part], 1) for part in (own, own)), np.stack([local, local], 2)
+    )
+    np.testing.assert_allclose(many.local_ess_fraction, found.local_ess_fraction)
+
+
+def test_local_draws_without_weight_are_left_out():
+    local = np.zeros((4, 3, 2))
+    local[:, 0] = -np.inf
+    assert importance_summary([0.0] * 3, [0.0] * 3, local).local_ess_fraction == 1
+    local[2:, 1:, 1] = -np.inf  # two of four count: (4 - 2) / (3 * 2)
+    found = importance_summary([0.0] * 3, [0.0] * 3, local)
+    assert found.local_ess_fraction == pytest.approx(1 / 3)
+    assert importance_summary([0.0] * 3, [0.0] * 3, local[:1]).local_ess_fraction is None
+
+
+def test_local_weights_of_another_shape_than_the_guides_raise():
+    with pytest.raises(ValueError, match="guide_local_log_weights: expected shape"):
+        importance_summary([0.0] * 3, [0.0] * 3, np.zeros((4, 2, 2)))
