@@ -90,7 +90,7 @@ def test_false_alarms_of_the_local_test(rng):
 
     p_values = []
     for _ in range(60):
-        test = local(rng, 300, exact, num_null=39, num_steps=150)
+        test = local(rng, 300, exact, num_null=19, num_steps=100)
         p_values += [asked(test, rng, x, exact, num=200).p_value for x in (-1.0, 1.0)]
     assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
     assert abs(np.mean(np.array(p_values) <= 0.5) - 0.5) <= 3 * np.sqrt(0.25 / 60)
