@@ -139,6 +139,7 @@ def test_a_padded_bound_is_the_bound(host, bound):
     assert abs(seen[0] - own[0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_padded_answers_are_the_answers(host):
     """The same densities, weights and evidence as without padding."""
     model, problem = host.models.hierarchical_normal, PROBLEMS["hierarchical_normal"]

@@ -77,7 +77,7 @@ def test_many_data_sets_at_once(host):
     assert errors(host, refined, x)[0].max() < 0.15
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_many_data_sets_with_values_missing(host):
     """Half of the rows, and the exact posterior of the others."""
     amortized, x = barely_trained(host, missing="x"), data_at(OUTLIER, -4.0)

@@ -71,7 +71,9 @@ def test_labels_of_one_input_share_its_divergence(host, bounds):
         assert one - zero == pytest.approx(rates().sum(), rel=1e-3)
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(0.1, 8.0), (0.6, 0.0)])
+@pytest.mark.parametrize(
+    ("beta", "expected"), [(0.1, 8.0), pytest.param(0.6, 0.0, marks=pytest.mark.slow)]
+)
 def test_the_gaussian_bottleneck(host, bounds, beta, expected):
     """Squared slope `(r - beta) / (beta (1 - r))` with r = 1/2, none for beta above r."""
     x, y = correlated(4000, np.sqrt(0.5))
