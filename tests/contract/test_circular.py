@@ -255,3 +255,26 @@ def test_angles_get_it_unless_they_are_given_another(host):
     assert chosen({"angle": spline()}) == by_site
     normal = package.NormalDensity()
     assert chosen(normal) == dict.fromkeys(by_site, normal)
+
+
+@pytest.mark.compiles
+def test_files_keep_the_density_that_they_were_saved_with(host, tmp_path, rng):
+    """Those from before the circle have a flow on the line at angles, by name."""
+    package, model = host.package, host.models.compass
+    spec = package.SplineFlowDensity(num_bins=4, hidden_dims=(8,))
+    x, z = rng.normal(size=(5, 2)), rng.uniform(-3, 3, size=5)
+    for densities in ({"z": spec}, spec):
+        guide = host.guide(model, observed="x", densities=densities)
+        amortized = host.scrambled(model, guide, scale=0.1)
+        amortized.save(tmp_path / "guide.safetensors")
+        loaded = package.AmortizedPosterior.load(tmp_path / "guide.safetensors", model)
+        kinds = [
+            type(each.guide.specifications(each.guide.structure)[1]["z"]).__name__
+            for each in (amortized, loaded)
+        ]
+        expected = "SplineFlowDensity" if isinstance(densities, dict) else "CircularSplineDensity"
+        assert kinds == [expected] * 2
+        before, after = (
+            host.site_log_probs(each, (), {"z": z}, {"x": x})["z"] for each in (amortized, loaded)
+        )
+        np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-6)
