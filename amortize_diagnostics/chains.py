@@ -36,7 +36,7 @@ class ChainSummary:
         >>> draws = np.random.default_rng(0).normal(size=(4, 1000))
         >>> print(chain_summary({"z": draws}, num_gradients=12_000))
         4 chains of 1,000 draws, 12,000 gradient evaluations.
-        R-hat: at most 1.00 (z), expected below 1.01.
+        R-hat: at most 1.000 (z), expected below 1.01.
         ESS: at least 3,926 in the bulk (z), 4,028 in the tails (z), expected above 400.
         Divergences: 0.
         Verdict: the chains agree.
@@ -76,7 +76,7 @@ class ChainSummary:
         return "\n".join(
             [
                 f"{self.num_chains} chains of {self.num_samples:,} draws{cost}.",
-                f"R-hat: at most {rhat:.2f} ({where}), expected below {_LARGEST_RHAT}.",
+                f"R-hat: at most {rhat:.3f} ({where}), expected below {_LARGEST_RHAT}.",
                 f"ESS: at least {ess:,.0f} in the bulk ({lowest}), {tail:,.0f} in the tails "
                 f"({lowest_tail}), expected above {least}.",
                 f"Divergences: {self.num_divergent:,}.",

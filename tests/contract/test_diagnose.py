@@ -79,6 +79,8 @@ def test_plates_and_ensembles(host):
     found = host.diagnose(posterior, 60)
     assert found.num_datasets == 3
     assert found.typicality.p_value.shape == (3,)
+    assert found.importance.local_ess_fraction.shape == (3,)
+    assert np.all(found.importance.own_ess_fraction <= found.importance.local_ess_fraction)
     assert sorted(found.order.tolist()) == [0, 1, 2]
 
 

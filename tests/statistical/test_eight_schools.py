@@ -76,6 +76,16 @@ def test_noncentered_guide_weighted(host):
     assert found.summary.ess_fraction > 0.5
 
 
+def test_noncentered_nuts_from_the_guide(host):
+    """The last step of the chain of corrections: guide, weights, NUTS."""
+    chains = host.nuts(posterior(host.name, "noncentered"), 1000, num_warmup=200, num_chains=2)
+    mean, sd = errors(chains.samples)
+    assert mean < 0.1
+    assert sd < 0.1
+    assert chains.space == "noise"
+    assert chains.summary.lowest_ess > 400
+
+
 def test_training_took_at_most_three_minutes(host):
     assert trained(host.name, "noncentered").history.seconds < 180
 
