@@ -196,14 +196,6 @@ def outliers_of_sets(y=None):
             numpyro.sample("y", dist.Normal(mean, scale), obs=y)
 
 
-def change_point(y=None, times=None):
-    """A level that moves by 1.5 between two of the rows, whose times are an input."""
-    k = numpyro.sample("k", dist.Categorical(jnp.ones(len(times)) / len(times)))
-    with numpyro.plate("rows", len(times), dim=-1):
-        is_after = times >= times[k]
-        numpyro.sample("y", dist.Normal(jnp.where(is_after, 1.5, 0.0), 1.0), obs=y)
-
-
 def beta_binomial(k=None):
     p = numpyro.sample("p", dist.Beta(_BETA.a, _BETA.b))
     numpyro.sample("k", dist.Binomial(_BETA.total, p), obs=k)

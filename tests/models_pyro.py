@@ -196,14 +196,6 @@ def outliers_of_sets(y=None):
             pyro.sample("y", dist.Normal(mean, scale), obs=y)
 
 
-def change_point(y=None, times=None):
-    """A level that moves by 1.5 between two of the rows, whose times are an input."""
-    k = pyro.sample("k", dist.Categorical(torch.ones(len(times)) / len(times)))
-    with pyro.plate("rows", len(times), dim=-1):
-        is_after = times >= times[k]
-        pyro.sample("y", dist.Normal(torch.where(is_after, 1.5, 0.0), 1.0), obs=y)
-
-
 def beta_binomial(k=None):
     p = pyro.sample("p", dist.Beta(_BETA.a, _BETA.b))
     pyro.sample("k", dist.Binomial(_BETA.total, p), obs=k)

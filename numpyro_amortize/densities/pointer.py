@@ -32,11 +32,13 @@ class PointerDensity(DiscreteDensity):
     probabilities, and one guide serves plates of every size, where a softmax over a fixed
     number of values, which sees the plate pooled, cannot tell its elements apart.
 
-    Use it for outliers, matches and change points: a latent label `Categorical` over as many
-    values as the plate of the data has elements. What tells elements apart besides their data,
-    such as the time of each, must be an input along the plate. A latent that points outside of
-    the data, or at elements of its own plate, has none of it. Every size of the plate is compiled
-    by itself, `fit(..., padding="never")`: padding would change the model.
+    Use it for outliers and matches: a latent label `Categorical` over as many values as the plate
+    of the data has elements. What tells elements apart besides their data, such as the time of
+    each, must be an input along the plate. Not for labels whose probabilities hang on sums over
+    some of the other elements, as those before a change point: the context has all of them pooled
+    and tells such sums roughly. A latent that points at elements of its own plate is refused.
+    Every size of the plate is compiled by itself, `fit(..., padding="never")`: padding would change
+    the model.
 
     Args:
         into: The plate whose elements are pointed at. An observed site must be in it and, besides
