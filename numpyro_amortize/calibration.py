@@ -209,7 +209,7 @@ def _guide_density(
 ) -> np.ndarray | None:
     """The log density of the guide at the truths; None, with a note, if it has none."""
     try:
-        return np.asarray(conditioned.log_prob(dict(latents)))
+        return np.asarray(conditioned.log_prob_once(dict(latents)))
     except TypeError as error:
         notes.append(f"density regions are not certified: {error}")
         return None

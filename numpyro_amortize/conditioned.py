@@ -18,6 +18,8 @@ from numpyro_amortize.missing import fill_missing_values, log_joint_of_present
 from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.simulate import replay
 
+_jit_with_options: Any = eqx.filter_jit  # its types leave out what goes on to jax.jit
+
 
 class ConditionedGuide:
     """The guide at one data set or at many.
@@ -76,6 +78,8 @@ class ConditionedGuide:
     def draw_with_density(self, num_samples: int, rng_key: Array) -> tuple[dict[str, Array], Array]:
         """Draws of the latents and their joint log density in the guide, in one block.
 
+        Not inside of a jit: its code has compiler options of its own.
+
         Args:
             num_samples: Number of draws.
             rng_key: Key of the draws.
@@ -100,6 +104,20 @@ class ConditionedGuide:
     def log_prob(self, latents: Mapping[str, Array]) -> Array:
         """Joint log density of the guide, shape `(num_samples, [num_datasets])`, in nats."""
         return total(self.site_log_probs(latents).values(), 1 + self.batch_dims)
+
+    def log_prob_once(self, latents: Mapping[str, Array]) -> Array:
+        """`log_prob` by code that compiles in half of the time and runs slowly; not in a jit."""
+        densities = _log_prob_once(
+            self.guide,
+            self.params,
+            self._padded.call,
+            self._repeated(self._extended, latents),
+            self._padded.extend(self.guide.structure, latents),
+            self._padded.true_sizes,
+            1 + self.batch_dims,
+        )
+        densities = self._padded.cut(self.guide.structure, densities, has_event=False)
+        return total(densities.values(), 1 + self.batch_dims)
 
     def site_log_probs(self, latents: Mapping[str, Array]) -> dict[str, Array]:
         """Log densities of the guide's sites, `(num_samples, [num_datasets,] *plates)`."""
@@ -205,7 +223,8 @@ def _sample(
     )
 
 
-@eqx.filter_jit
+# Compiles in three quarters of the time, and runs no slower.
+@_jit_with_options(compiler_options={"xla_backend_optimization_level": 1})
 def _draw_with_density(
     guide: AnyGuide,
     params: Mapping[str, Any],
@@ -229,8 +248,7 @@ def _draw_with_density(
     return jax.vmap(draw)(jax.random.split(rng_key, num_samples))
 
 
-@eqx.filter_jit
-def _log_prob(
+def _site_log_probs(
     guide: AnyGuide,
     params: Mapping[str, Any],
     call: Call,
@@ -242,6 +260,14 @@ def _log_prob(
     return guide.site_log_probs(
         params, *call, latents, observations, batch_dims=batch_dims, true_sizes=true_sizes
     )
+
+
+_log_prob = eqx.filter_jit(_site_log_probs)
+_FAST_TO_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
+_log_prob_once = _jit_with_options(_site_log_probs, compiler_options=_FAST_TO_COMPILE)
 
 
 def total(parts: Iterable[Array], batch_dims: int) -> Array:
