@@ -38,8 +38,7 @@ class ConditionedGuide:
 
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draws of the latents, `(num_samples, [num_datasets,] *plates, *event)`."""
-        rows = sum(value.numel() for value in self.observations.values())
-        block, left, parts = max(ROWS_AT_ONCE // rows, 1), num_samples, []
+        block, left, parts = max(ROWS_AT_ONCE // self._rows_of_a_draw(), 1), num_samples, []
         while left > 0:  # in blocks of rows that fit in memory
             draws = self.guide.draw(
                 *self.call,
@@ -135,6 +134,13 @@ class ConditionedGuide:
         """Values of the inputs of the networks, with their plates first, in natural units."""
         values = self.guide.call_values(*self.call, self.observations, self.batch_dims)
         return dict(values.inputs)
+
+    def _rows_of_a_draw(self) -> int:
+        """Rows of network inputs that a draw adds, at most; its data are read once for all."""
+        latents = self.guide.structure.latents
+        if any(site.plates or site.is_conditional for site in latents):
+            return sum(value.numel() for value in self.observations.values())
+        return len(next(iter(self.observations.values()))) if self.batch_dims else 1
 
     def _repeated(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The data, with the leading axis of the draws."""

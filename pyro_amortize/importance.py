@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from pyro_amortize.missing import log_joint_of_present
 from pyro_amortize.pooling import Pooling
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
-ROWS_AT_ONCE = 65536  # rows of network inputs held in memory together
+ROWS_AT_ONCE = 2**18  # rows of network inputs held in memory together
 
 
 @dataclass(frozen=True)
@@ -179,20 +179,41 @@ def _draw(
     heavy_local: Tensor,
     batch_dims: int,
 ) -> _Draws:
-    """All draws, in blocks of rows that fit in memory."""
-    data_rows = sum(value.numel() for value in observations.values())
-    block = max(ROWS_AT_ONCE // (len(heavy_local) * data_rows), 1)
-    parts = [
-        _draw_block(guide, call, observations, rows, heavy_local, batch_dims)
-        for rows in torch.split(heavy, block)
-    ]
+    """All draws, in blocks of data sets and of draws whose rows fit in memory.
+
+    The networks read the data once for each block, so that blocks of data sets come first.
+    """
+    num_sets = len(next(iter(observations.values()))) if batch_dims else 1
+    rows = sum(value.numel() for value in observations.values()) // num_sets * len(heavy_local)
+    sets = min(max(ROWS_AT_ONCE // (rows * len(heavy)), 1), num_sets)
+    block = max(ROWS_AT_ONCE // (rows * sets), 1)
+
+    def draw(data: Mapping[str, Tensor]) -> _Draws:
+        parts = [
+            _draw_block(guide, call, data, some, heavy_local, batch_dims)
+            for some in torch.split(heavy, block)
+        ]
+        return _joined(guide.structure, parts, 0)
+
+    if not batch_dims:
+        return draw(observations)
+    names, columns = zip(*observations.items(), strict=True)
+    split = zip(*(torch.split(value, sets) for value in columns), strict=True)
+    return _joined(
+        guide.structure, [draw(dict(zip(names, part, strict=True))) for part in split], 1
+    )
+
+
+def _joined(structure: ModelStructure, parts: Sequence[_Draws], axis: int) -> _Draws:
+    """Blocks of draws (axis 0) or of data sets (1) side by side."""
     samples, *weights = zip(*parts, strict=True)
     joined = {
-        name: torch.cat([part[name] for part in samples], 1 if local else 0)
-        for name, local in _are_local(guide.structure).items()
+        name: torch.cat([part[name] for part in samples], axis + local)
+        for name, local in _are_local(structure).items()
     }
+    axes = (axis, axis, axis + 1, axis + 1)
     return _Draws(
-        joined, *(torch.cat(part, axis) for part, axis in zip(weights, (0, 0, 1, 1), strict=True))
+        joined, *(torch.cat(part, along) for part, along in zip(weights, axes, strict=True))
     )
 
 
