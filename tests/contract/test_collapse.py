@@ -8,6 +8,8 @@ from scipy.stats import norm
 from tests.backends import small_guide
 from tests.problems import PROBLEMS
 
+pytestmark = pytest.mark.compiles
+
 NUM_ROWS = 40
 
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.losses import evaluate, loss_without_jit, standard_error, trained
 
+pytestmark = pytest.mark.compiles
+
 PARAMS = {"mean": np.array([0.3, -0.2, 0.1]), "log_s": np.array(-0.7), "log_t": np.array(0.2)}
 
 

@@ -9,6 +9,8 @@ from tests.contract.test_iwae import MOVED, Y
 from tests.contract.test_weighted_elbo import mean_field
 from tests.losses import evaluate, loss_without_jit, standard_error
 
+pytestmark = pytest.mark.compiles
+
 RNG = np.random.default_rng(0)
 MEANS = RNG.normal(size=(8, 2)) @ np.array([[1.0, 0.4], [0.0, 0.7]])
 SPREADS = np.exp(0.3 * RNG.normal(size=(8, 2)) - 0.5)

@@ -19,6 +19,8 @@ from tests.contract.test_host_tools import (
 )
 from tests.problems import PROBLEMS
 
+pytestmark = pytest.mark.compiles
+
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 _RNG = np.random.default_rng(5)
 Y = {

@@ -9,6 +9,8 @@ from tests.contract.test_iwae import MOVED
 from tests.contract.test_weighted_elbo import mean_field
 from tests.losses import evaluate, loss_without_jit, standard_error
 
+pytestmark = pytest.mark.compiles
+
 X = np.random.default_rng(0).normal(size=(8, 2))
 
 

@@ -9,6 +9,8 @@ from scipy.stats import norm
 from tests.backends import small_guide
 from tests.losses import evaluate, loss_without_jit, trained
 
+pytestmark = pytest.mark.compiles
+
 START = {"log_m": 0.0, "log_sd": 0.0, "c": 0.1, "a": 0.1}
 START = {name: np.array(value) for name, value in START.items()}
 GIVEN = {"log_m": 0.3, "log_sd": -0.2, "c": 0.8, "a": 0.5, "b": 0.3, "log_spread": -0.1}
