@@ -6,6 +6,8 @@ import pytest
 from tests.backends import host as host_of
 from tests.conftest import require
 
+pytestmark = pytest.mark.compiles
+
 NUM_PAIRS = 10_000
 
 

@@ -10,6 +10,8 @@ from scipy.stats import norm
 
 from tests.backends import numpy_tree
 
+pytestmark = pytest.mark.compiles
+
 SMALL = {"num_channels": 8, "num_latents": 3, "num_cross": 1, "num_blocks": 1}
 WEIGHT = np.array([0.5, -1.0, 2.0])
 

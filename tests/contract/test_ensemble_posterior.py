@@ -14,6 +14,8 @@ from tests.conftest import require
 from tests.contract.test_ensemble import QUICK, WEIGHTS, Y, mixture_of
 from tests.problems import PROBLEMS
 
+pytestmark = pytest.mark.compiles
+
 Y0 = Y[QUICK][0]
 
 

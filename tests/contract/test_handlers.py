@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import lognorm, multivariate_normal, norm
 
+pytestmark = pytest.mark.compiles
+
 Y = np.array([0.4, 1.2, -0.3, 0.9])
 X = np.array([0.1, -0.2, 0.5, 0.0])
 LATENTS = {"mu": np.array([0.2, -1.0, 0.7]), "theta": np.array([0.5, -0.4, 1.5])}

@@ -84,6 +84,7 @@ def test_evidence_is_that_of_the_values_that_are_there(host):
     assert np.isfinite(tree["posterior_predictive"]["y"].values).all()
 
 
+@pytest.mark.compiles
 def test_local_posterior_of_a_missing_row_knows_the_others_only(host):
     model = host.models.counts_of_groups
     guide = small_guide(host, model, observed="y", missing="y", sizes={"num_groups": "groups"})
@@ -131,6 +132,7 @@ def test_an_event_is_missing_as_a_whole(host):
     np.testing.assert_allclose(first, second, rtol=1e-6)
 
 
+@pytest.mark.compiles
 def test_npe_hides_values_and_a_function_can_say_which(host):
     model, guide = any_number(host, densities=host.package.NormalDensity())
     asked = []

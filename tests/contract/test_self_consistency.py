@@ -8,6 +8,8 @@ import pytest
 from tests.contract.test_model_parameters import Y
 from tests.losses import EXACT, OFF, X, evaluate, of_rows
 
+pytestmark = pytest.mark.compiles
+
 # Of KL(q || p) at OFF in mean and log_sd: half the mean gradient of the variance on its own draws.
 DIVERGENCE = np.array([2 * OFF["mean"] - X, 2 * np.exp(2 * OFF["log_sd"]) - 1])
 HIERARCHY = ("base", "mu_shift", "mu_stretch", "theta_shift", "theta_stretch")

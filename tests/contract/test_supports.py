@@ -228,6 +228,7 @@ def test_cut_of_a_circle_is_opposite_to_a_direction_that_all_elements_share(host
     assert centres == {"mean": 0.3, "angle": None, "axis": (0.0, 0.8944, 0.4472)}
 
 
+@pytest.mark.compiles
 @on_both_hosts(KINDS)
 def test_densities_of_the_host_have_the_measure_of_the_log_determinant(host, kind):
     """`E [p(f(t)) |det f'(t)| / r(t)] = 1` for `t` from a wide Student distribution `r`."""
@@ -407,6 +408,7 @@ def grid_of(kind):
     return np.stack([first, second], -1)[inside], np.full(inside.sum(), (axis[1] - axis[0]) ** 2)
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("kind", INTEGRATED)
 def test_guide_density_integrates_to_one(host, kind):
     model = host.models.with_support(kind)

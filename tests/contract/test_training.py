@@ -13,6 +13,7 @@ from tests.backends import small_guide
 from tests.conftest import require
 
 
+@pytest.mark.compiles
 def test_history(host):
     model = host.models.conjugate_normal
     guide = host.guide(model, observed="x", densities=host.package.NormalDensity())
@@ -154,6 +155,7 @@ def test_pyro_npe_of_a_model_that_cannot_be_vectorised(monkeypatch):
         host.package.NPE(16).differentiable_loss(half_nan, guide)
 
 
+@pytest.mark.compiles
 def test_parameters_of_the_model_train_under_a_bound_but_not_under_npe(host):
     model = host.models.with_parameter
     y = host.array(np.random.default_rng(0).normal(0.0, 0.5, size=50))

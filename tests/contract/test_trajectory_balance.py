@@ -9,6 +9,8 @@ from scipy.stats import norm
 from tests.contract.test_model_parameters import Y
 from tests.losses import EXACT, OFF, X, evaluate, loss_without_jit, of_rows
 
+pytestmark = pytest.mark.compiles
+
 # Of KL(q || p) at OFF in mean and log_sd: half the mean gradient on the guide's own draws.
 DIVERGENCE = np.array([2 * OFF["mean"] - X, 2 * np.exp(2 * OFF["log_sd"]) - 1])
 EVIDENCE = norm.logpdf(X, 0.0, np.sqrt(2.0))

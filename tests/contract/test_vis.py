@@ -9,6 +9,8 @@ import pytest
 from tests.contract.test_model_parameters import Y
 from tests.losses import EXACT, X, evaluate, loss_without_jit, of_rows
 
+pytestmark = pytest.mark.compiles
+
 GRADIENTS = ("score", "path")
 WIDE = {"mean": 0.4, "log_sd": 0.2}
 DESCENT = (-0.20132, 0.73822)  # of the log second moment at WIDE, in mean and log_sd

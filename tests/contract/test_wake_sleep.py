@@ -10,6 +10,8 @@ from tests.contract.test_mixed import losses_and_gradients
 from tests.contract.test_model_parameters import Y, small_guide
 from tests.losses import EXACT, OFF, X, evaluate, of_rows
 
+pytestmark = pytest.mark.compiles
+
 ASCENT = (0.3684, -0.4248)  # of minus KL(p || q) at OFF, in mean and log_sd
 
 

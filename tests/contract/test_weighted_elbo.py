@@ -9,6 +9,8 @@ from tests.backends import small_guide
 from tests.contract.test_iwae import MOVED, Y, evidence
 from tests.losses import OFF, X, evaluate
 
+pytestmark = pytest.mark.compiles
+
 ROWS = np.array([1.3, -0.4, 0.5, 2.0])
 SD = np.exp(OFF["log_sd"])
 KL = 0.5 * (SD**2 + OFF["mean"] ** 2 - 1.0) - OFF["log_sd"]  # of a row of `rows`, 0.0311
