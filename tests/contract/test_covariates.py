@@ -6,6 +6,8 @@ import pytest
 from tests.backends import small
 from tests.problems import PROBLEMS
 
+pytestmark = pytest.mark.compiles
+
 LINE = PROBLEMS["line"]
 EXPOSURE = np.exp(np.array([0.4, -1.0, 2.0, 0.3, 1.5, -0.2]))
 Y = np.array([0.1, -2.0, 3.0, 0.5, 1.0, 0.2])

@@ -11,6 +11,8 @@ from tests import backends
 from tests.conftest import require
 from tests.problems import PROBLEMS
 
+pytestmark = pytest.mark.compiles
+
 BOOLEAN, LABEL, RANGE, WIDE, COUNT = (
     ("boolean", 0, 1),
     ("categorical", 0, 2),

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import polygamma
 
+pytestmark = pytest.mark.compiles
+
 NUM = 50_000
 
 

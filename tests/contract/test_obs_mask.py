@@ -6,6 +6,8 @@ from scipy.stats import kstest, multivariate_normal
 
 from tests.backends import numpy_tree, small
 
+pytestmark = pytest.mark.compiles
+
 X = np.array([0.4, -1.0, 2.0, 0.3, 1.5, -0.2])
 THERE = np.array([True, False, True, True, False, True])
 HOLES = np.where(THERE, X, np.nan)

@@ -11,6 +11,8 @@ from tests.backends import small
 from tests.conftest import require
 from tests.problems import PROBLEMS
 
+pytestmark = pytest.mark.compiles
+
 LEVEL = PROBLEMS["local_level"]
 
 

@@ -10,6 +10,8 @@ from tests import backends
 from tests.backends import numpy_tree, small, small_guide
 from tests.conftest import require
 
+pytestmark = pytest.mark.compiles
+
 X = np.random.default_rng(0).normal(0.5, 1.0, size=20).astype("float32")
 SIGMA = np.linspace(9.0, 18.0, 5).astype("float32")
 Y = np.array([12.0, -3.0, 5.0, 8.0, 1.0], "float32")
