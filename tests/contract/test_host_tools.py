@@ -81,8 +81,6 @@ def train_with_svi(host, model, guide, loss, *args, num_steps, weight_decay=0.0,
     [
         "Trace_ELBO",
         "NPE",
-        "IWAE",
-        "Mixed",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
@@ -93,6 +91,8 @@ def train_with_svi(host, model, guide, loss, *args, num_steps, weight_decay=0.0,
                 "RWS",
                 "VIS",
                 "WeightedELBO",
+                "IWAE",
+                "Mixed",
             )
         ),
     ],

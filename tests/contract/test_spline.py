@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.compiles
+
 NUM_BINS, BOUND = 8, 5.0
 SIZE = 3 * NUM_BINS - 1
 

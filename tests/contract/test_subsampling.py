@@ -6,6 +6,8 @@ import pytest
 from tests import backends
 from tests.conftest import require
 
+pytestmark = pytest.mark.compiles
+
 X = np.linspace(-2.0, 2.0, 10)
 SIZES = {"num_rows": "data", "batch_size": "data"}
 
