@@ -122,7 +122,7 @@ class Calibration:
                 row.site,
                 row.check,
                 row.value,
-                _p_text(row.p_value),
+                p_text(row.p_value),
                 row.verdict,
             )
             for row in self.rows
@@ -199,7 +199,12 @@ def recovery_row(site: str, found: Recovery) -> CalibrationRow:
     return CalibrationRow(site, "recovery", value, np.nan, words)
 
 
-def _p_text(p_value: float) -> str:
+def p_text(p_value: float) -> str:
+    """A p-value in a table; nothing where nothing is tested.
+
+    Args:
+        p_value: The p-value, or NaN.
+    """
     if np.isnan(p_value):
         return ""
     return f"{p_value:.2g}" if p_value >= 1e-6 else "<1e-6"

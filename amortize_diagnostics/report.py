@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from html import escape
 from os import PathLike
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from amortize_diagnostics.calibration import Calibration
+from amortize_diagnostics.calibration import Calibration, p_text
 from amortize_diagnostics.charts import Line, Site, graph, line_chart
 from amortize_diagnostics.page import PAGE, STYLE
 from amortize_diagnostics.ranks import ecdf_test
@@ -20,21 +21,56 @@ _MOST_POINTS, _MOST_PANELS = 300, 24
 _REGION = "density_region"  # credibilities of regions of highest density
 
 
-@dataclass(frozen=True)
-class TrainingCourse:
-    """What to show of a training run.
+class ReportedSite(Protocol):
+    """A site, or a covariate, of a model's structure."""
 
-    Args:
-        losses: Loss of every step, in nats.
-        held_out_steps: Steps after which the held-out loss was measured.
-        held_out_losses: That loss, in nats.
-        text: The run in a line.
-    """
+    @property
+    def name(self) -> str:
+        """Its name."""
 
-    losses: ArrayLike
-    held_out_steps: ArrayLike
-    held_out_losses: ArrayLike
-    text: str = ""
+    @property
+    def plates(self) -> Sequence[str]:
+        """Its plates."""
+
+
+class ReportedLatent(ReportedSite, Protocol):
+    """A latent site, with what the guide's factor of it reads."""
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Earlier latents that it reads."""
+
+
+class ReportedStructure(Protocol):
+    """What a guide has read of its model; `str` says it in words."""
+
+    @property
+    def observed(self) -> Sequence[ReportedSite]:
+        """Observed sites."""
+
+    @property
+    def inputs(self) -> Sequence[ReportedSite]:
+        """Covariates."""
+
+    @property
+    def latents(self) -> Sequence[ReportedLatent]:
+        """Latent sites in the order in which the guide draws them."""
+
+
+class ReportedTraining(Protocol):
+    """A training run; `str` says it in a line."""
+
+    @property
+    def losses(self) -> ArrayLike:
+        """Loss of every step, in nats."""
+
+    @property
+    def held_out_steps(self) -> ArrayLike:
+        """Steps after which the held-out loss was measured."""
+
+    @property
+    def held_out_losses(self) -> ArrayLike:
+        """That loss, in nats."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +79,18 @@ class Report:
 
     Args:
         title: Its title.
-        sites: Sites of the guide, parents before those that read them.
-        structure: The structure of the model in words.
+        structure: What the guide has read of its model.
         calibration: What simulated data say of the guide, or None.
         unchecked: Why it is None.
-        courses: Training runs, one for each member of an ensemble; none if not known.
+        histories: Training runs, one for each member of an ensemble; none if not known.
         answers: What is known of the answers at data sets, in words; none if not asked for.
     """
 
     title: str
-    sites: Sequence[Site]
-    structure: str
+    structure: ReportedStructure
     calibration: Calibration | None = None
     unchecked: str = ""
-    courses: Sequence[TrainingCourse] = ()
+    histories: Sequence[ReportedTraining] = ()
     answers: str = ""
 
     def html(self) -> str:
@@ -67,10 +101,10 @@ class Report:
             _section("Answers at data sets", _text(self.answers)) if self.answers else "",
             _section(
                 "The guide",
-                f"<figure>{graph(self.sites, title='Sites of the guide')}</figure>"
+                f"<figure>{graph(_sites(self.structure), title='Sites of the guide')}</figure>"
                 "<p>Data first, then the latents in the order in which the guide draws them. "
                 "All read the data; an arc leads to a latent from an earlier one that it reads."
-                "</p>" + _text(self.structure),
+                "</p>" + _text(str(self.structure)),
             ),
         ]
         reason = f": {self.unchecked}" if self.unchecked else ""
@@ -96,18 +130,19 @@ class Report:
 
     def _training(self) -> str:
         charts = []
-        for number, course in enumerate(self.courses, 1):
-            name = f"Training of member {number}" if len(self.courses) > 1 else "Training"
+        for number, history in enumerate(self.histories, 1):
+            name = f"Training of member {number}" if len(self.histories) > 1 else "Training"
             chart = line_chart(
                 [
-                    Line(*_thinned(course.losses), "faint", "loss of a step"),
-                    Line(course.held_out_steps, course.held_out_losses, "main", "held-out loss"),
+                    Line(*_thinned(history.losses), "faint", "loss of a step"),
+                    Line(history.held_out_steps, history.held_out_losses, "main", "held-out loss"),
                 ],
                 labels=("step", "loss, nats"),
                 size=(620, 240),
                 title=name,
             )
-            charts.append(f"<figure>{chart}<figcaption>{escape(course.text)}</figcaption></figure>")
+            caption = escape(str(history))
+            charts.append(f"<figure>{chart}<figcaption>{caption}</figcaption></figure>")
         if not charts:
             return ""
         legend = "<p>Faint: the loss of training steps, medians of neighbours. Strong: the loss on "
@@ -120,7 +155,8 @@ class Report:
         rows = "".join(
             f'<tr class="{"rejected" if row.is_rejected else ""}"><th scope="row">'
             f"{escape(row.site)}</th><td>{escape(row.check)}</td><td>{escape(row.value)}</td>"
-            f'<td class="number">{_p_value(row.p_value)}</td><td>{escape(row.verdict)}</td></tr>'
+            f'<td class="number">{escape(p_text(row.p_value))}</td>'
+            f"<td>{escape(row.verdict)}</td></tr>"
             for row in found.rows
         )
         table = (
@@ -155,8 +191,8 @@ def _panels(found: Calibration) -> str:
             title=f"Ranks of {name}",
         )
         panels.append(
-            f"<figure>{chart}<figcaption>{escape(name)}, p = {_p_value(test.p_value)}</figcaption>"
-            "</figure>"
+            f"<figure>{chart}<figcaption>{escape(name)}, p = "
+            f"{escape(p_text(test.p_value))}</figcaption></figure>"
         )
     left_out = len(tests) - len(panels)
     more = f" The {left_out} that lie closest to it are left out." if left_out > 0 else ""
@@ -189,6 +225,19 @@ def _coverage(found: Calibration) -> str:
     return f"{text}<figure>{chart}</figure>"
 
 
+def _sites(structure: ReportedStructure) -> list[Site]:
+    """Data, covariates and latents, in the order in which the guide reads and draws them."""
+    found = [Site(each.name, _where(each.plates), (), "observed") for each in structure.observed]
+    found += [Site(each.name, _where(each.plates), (), "input") for each in structure.inputs]
+    return found + [
+        Site(each.name, _where(each.plates), each.parents) for each in structure.latents
+    ]
+
+
+def _where(plates: Sequence[str]) -> str:
+    return f"in {', '.join(plates)}" if plates else ""
+
+
 def _thinned(losses: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Steps and losses, medians of neighbours if there are many."""
     values = np.asarray(losses, float)
@@ -209,9 +258,3 @@ def _text(text: str) -> str:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
-
-
-def _p_value(p_value: float) -> str:
-    if np.isnan(p_value):
-        return ""
-    return f"{p_value:.2g}" if p_value >= 1e-6 else "&lt;1e-6"

@@ -119,22 +119,17 @@ def nuts(covariates, answers):
     def run(num_warmup, num_samples, seed=0):
         start, step = hmc(potential_fn_gen=potential, algo="NUTS")
 
-        def advance(state, _, *, data):
-            state = step(state, model_args=data)
-            return state, state.z["b"]
-
         @jax.jit
         @jax.vmap
         def chain(key, x, y):
+            def advance(state, _):
+                state = step(state, model_args=(x, y))
+                return state, state.z["b"]
+
             initial = {"b": jnp.zeros(NUM_COVARIATES + 1)}
             state = start(initial, num_warmup, model_args=(x, y), rng_key=key)
-
-            def follow(state, length):
-                return jax.lax.scan(
-                    lambda state, _: advance(state, _, data=(x, y)), state, None, length
-                )
-
-            return follow(follow(state, num_warmup)[0], num_samples)[1]
+            warm, _ = jax.lax.scan(advance, state, None, num_warmup)
+            return jax.lax.scan(advance, warm, None, num_samples)[1]
 
         keys = jax.random.split(jax.random.key(seed), len(covariates))
         return lambda: np.asarray(chain(keys, covariates, answers)).swapaxes(0, 1)

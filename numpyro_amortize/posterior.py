@@ -12,6 +12,7 @@ from jax import Array
 
 from amortize_diagnostics import Calibration, Diagnosis
 from amortize_diagnostics.paired import check_numbers
+from amortize_diagnostics.report import Report
 from numpyro_amortize.at_data import Posterior
 from numpyro_amortize.calibration import calibrate, known_call, simulate_data
 from numpyro_amortize.conditioned import ConditionedGuide
@@ -23,7 +24,6 @@ from numpyro_amortize.history import TrainingHistory, warn_of_sizes
 from numpyro_amortize.measure import Call
 from numpyro_amortize.observations import data_plate_sizes
 from numpyro_amortize.padding import CallPadding, PaddedCall
-from numpyro_amortize.report import guide_report
 from numpyro_amortize.storage import load_guides, save_guides
 
 
@@ -247,12 +247,12 @@ class AmortizedPosterior:
                 calibration = self.check_calibration()
             except (TypeError, ValueError) as error:
                 unchecked = str(error)
-        guide_report(
+        Report(
             title or str(getattr(self.model, "__name__", type(self.model).__name__)),
             structure,
-            self._histories,
-            calibration,
+            calibration=calibration,
             unchecked=unchecked,
+            histories=self._histories,
             answers="" if diagnosis is None else str(diagnosis),
         ).write(path)
 

@@ -38,24 +38,17 @@ class ConditionedGuide:
 
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draws of the latents, `(num_samples, [num_datasets,] *plates, *event)`."""
-        block, left, parts = max(ROWS_AT_ONCE // self._rows_of_a_draw(), 1), num_samples, []
-        while left > 0:  # in blocks of rows that fit in memory
-            draws = self.guide.draw(
-                *self.call,
-                self.observations,
-                num_samples=min(block, left),
-                batch_dims=self.batch_dims,
-            )
-            parts.append(draws.values)
-            left -= block
+        parts = [
+            self.guide.draw(
+                *self.call, self.observations, num_samples=size, batch_dims=self.batch_dims
+            ).values
+            for _, size in _blocks(num_samples, self._rows_of_a_draw())
+        ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def blocks(self, num_samples: int) -> list[tuple[int, int]]:
         """The first draw and the number of draws of blocks whose rows fit in memory."""
-        rows = sum(value.numel() for value in self.observations.values())
-        size = max(ROWS_AT_ONCE // max(rows, 1), 1)
-        starts = range(0, num_samples, size)
-        return [(start, min(size, num_samples - start)) for start in starts]
+        return _blocks(num_samples, sum(value.numel() for value in self.observations.values()))
 
     def draw_with_density(self, num_samples: int) -> tuple[dict[str, Tensor], Tensor]:
         """Draws of the latents and their joint log density in the guide, in one block.
@@ -146,6 +139,12 @@ class ConditionedGuide:
         """The data, with the leading axis of the draws."""
         num = len(next(iter(latents.values())))
         return {name: value.expand(num, *value.shape) for name, value in self.observations.items()}
+
+
+def _blocks(num_samples: int, rows: int) -> list[tuple[int, int]]:
+    """The first draw and the number of draws of blocks, at so many rows a draw."""
+    size = max(ROWS_AT_ONCE // max(rows, 1), 1)
+    return [(start, min(size, num_samples - start)) for start in range(0, num_samples, size)]
 
 
 def total(parts: Iterable[Tensor], batch_dims: int) -> Tensor:

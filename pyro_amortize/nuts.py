@@ -137,7 +137,10 @@ def nuts_samples(
         np.stack(part) for part in zip(*chains, strict=True)
     )
     samples, log_joint = _latents(
-        conditioned, space, torch.from_numpy(points.reshape(-1, space.size)), replay
+        conditioned,
+        space,
+        torch.from_numpy(points.reshape(-1, space.size)).to(start.device),
+        replay,
     )
     names = [site.name for site in conditioned.guide.structure.latents]
     return NUTSSamples(
@@ -220,7 +223,7 @@ def _run_chain(
     diverging = np.zeros(num_samples, bool)
     diverging[chain.diagnostics()["divergences"]["chain 0"]] = True
     num_steps = np.array(counts[num_warmup : num_warmup + num_samples])
-    points = chain.get_samples()["noise"].numpy()
+    points = chain.get_samples()["noise"].cpu().numpy()
     return points, diverging, num_steps, np.array(sum(counts[:num_warmup]))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amortize_diagnostics import Calibration, Diagnosis
 from amortize_diagnostics.paired import check_numbers
+from amortize_diagnostics.report import Report
 from pyro_amortize.at_data import Posterior
 from pyro_amortize.calibration import calibrate, known_call, simulate_data
 from pyro_amortize.conditioned import ConditionedGuide
@@ -19,7 +20,6 @@ from pyro_amortize.embeddings import Embedding
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.history import TrainingHistory, warn_of_sizes
 from pyro_amortize.observations import data_plate_sizes
-from pyro_amortize.report import guide_report
 from pyro_amortize.storage import load_guides, save_guides
 
 
@@ -202,12 +202,12 @@ class AmortizedPosterior:
                 calibration = self.check_calibration()
             except (TypeError, ValueError) as error:
                 unchecked = str(error)
-        guide_report(
+        Report(
             title or str(getattr(self.model, "__name__", type(self.model).__name__)),
             structure,
-            self._histories,
-            calibration,
+            calibration=calibration,
             unchecked=unchecked,
+            histories=self._histories,
             answers="" if diagnosis is None else str(diagnosis),
         ).write(path)
 

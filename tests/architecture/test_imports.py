@@ -58,7 +58,6 @@ LAYERS = (
         "compiled",
         "padding",
         "posterior",
-        "report",
         "at_data",
         "diagnosing",
         "auto_guide",

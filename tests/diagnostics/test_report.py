@@ -1,15 +1,53 @@
 """The page of a guide: its verdict, its charts, and that it is one file that loads nothing."""
 
+from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from amortize_diagnostics.charts import Line, Site, graph, line_chart
-from amortize_diagnostics.report import Report, TrainingCourse
+from amortize_diagnostics.report import Report
 from tests.diagnostics.test_calibration import checked
 
+
+@dataclass
+class Named:
+    """A site with its plates and parents."""
+
+    name: str
+    plates: tuple
+    parents: tuple = ()
+
+
 SITES = [Site("y", "in rows", (), "observed"), Site("mu"), Site("z", "in rows", ("mu",))]
+
+
+@dataclass
+class Structure:
+    """What a report reads of a model's structure."""
+
+    text: str = "structure"
+    observed: tuple = (Named("y", ("rows",)),)
+    inputs: tuple = ()
+    latents: tuple = (Named("mu", (), ()), Named("z", ("rows",), ("mu",)))
+
+    def __str__(self):
+        return self.text
+
+
+@dataclass
+class Training:
+    """What a report reads of a training run."""
+
+    losses: np.ndarray
+    held_out_steps: list
+    held_out_losses: list
+
+    def __str__(self):
+        return f"{len(self.losses)} steps"
+
+
 VOID = {"meta", "circle", "line", "polygon", "path"}
 
 
@@ -43,7 +81,7 @@ class Page(HTMLParser):
 )
 def test_the_verdict_stands_at_the_top(rng, name, state, words):
     found = checked(name, rng)
-    text = Report("model", SITES, "structure", calibration=found).html()
+    text = Report("model", Structure(), calibration=found).html()
     page = Page(text)
     assert f"verdict {state}" in page.classes("p")
     assert words in text
@@ -56,14 +94,14 @@ def test_the_verdict_stands_at_the_top(rng, name, state, words):
 
 
 def test_what_is_not_checked_is_said_with_the_reason():
-    page = Report("model", SITES, "structure", unchecked="a factor site").html()
+    page = Report("model", Structure(), unchecked="a factor site").html()
     assert 'class="verdict unknown"' in page
     assert "Not checked on simulated data: a factor site." in page
 
 
 def test_the_page_loads_nothing_and_escapes_names():
-    site = Site("<b>", "", (), "observed")
-    text = Report("<script>", [site], "a < b", answers="x & y").html()
+    structure = Structure("a < b", observed=(Named("<b>", ()),))
+    text = Report("<script>", structure, answers="x & y").html()
     Page(text)
     assert "<script" not in text
     assert "<b>" not in text
@@ -73,9 +111,9 @@ def test_the_page_loads_nothing_and_escapes_names():
 
 def test_each_training_run_has_its_course(tmp_path):
     steps = np.arange(2000)
-    course = TrainingCourse(np.exp(-steps / 100), [1000, 2000], [0.5, 0.1], "2000 steps")
+    history = Training(np.exp(-steps / 100), [1000, 2000], [0.5, 0.1])
     path = tmp_path / "report.html"
-    Report("model", SITES, "structure", courses=[course, course]).write(path)
+    Report("model", Structure(), histories=[history, history]).write(path)
     text = path.read_text(encoding="utf-8")
     assert "Training of member 2" in text
     assert text.count("2000 steps") == 2
