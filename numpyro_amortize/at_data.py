@@ -351,20 +351,25 @@ class Posterior:
             draws: Any = self.importance_sample(num_proposals, rng_key=own).resample(num_samples)
         else:
             draws = self.sample(num_samples, rng_key=own)
-        log_q, lp = self.log_prob(draws), self.log_joint(draws)
+        densities = self._conditioned.site_densities(self._latents(draws))
+        log_q, lp = self.log_prob(draws), total(densities.values(), 1 + self._batch_dims)
         stats = {"lp": lp, "log_q": log_q, "log_weight": lp - log_q}
-        return self._tree(draws, stats, rest, coords=coords, dims=dims)
+        return self._tree(draws, stats, rest, densities=densities, coords=coords, dims=dims)
 
     def _tree(
         self,
         draws: Mapping[str, Any],
         sample_stats: Mapping[str, Any],
         rng_key: Array,
+        *,
+        densities: Mapping[str, Array] | None = None,
         **options: Any,
     ) -> Any:
         """Given draws of this posterior as a `DataTree`, with all that follows from them."""
         conditioned = self._conditioned
         latents = self._latents(draws)
+        if densities is None:
+            densities = conditioned.site_densities(latents)
         (args, kwargs), num = conditioned.call, len(next(iter(latents.values())))
         predictive_key, prior_key = jax.random.split(rng_key)
         model = model_at(conditioned.guide.model, conditioned.params)
@@ -374,7 +379,7 @@ class Posterior:
             draws=draws,
             predictive=conditioned.predict(latents, predictive_key),
             prior=simulate(model, num, args=args, kwargs=kwargs, rng_key=prior_key).sites,
-            densities=conditioned.site_densities(latents),
+            densities=densities,
             observations=self.observations,
             inputs=conditioned.inputs(),
             sample_stats=sample_stats,

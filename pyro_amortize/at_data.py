@@ -322,19 +322,25 @@ class Posterior:
             draws: Any = self.importance_sample(num_proposals).resample(num_samples)
         else:
             draws = self.sample(num_samples)
-        log_q, lp = self.log_prob(draws), self.log_joint(draws)
+        with torch.no_grad():
+            densities = self._conditioned.site_densities(self._latents(draws))
+        log_q, lp = self.log_prob(draws), total(densities.values(), 1 + self._batch_dims)
         stats = {"lp": lp, "log_q": log_q, "log_weight": lp - log_q}
-        return self._tree(draws, stats, coords=coords, dims=dims)
+        return self._tree(draws, stats, densities=densities, coords=coords, dims=dims)
 
     def _tree(
         self,
         draws: Mapping[str, Any],
         sample_stats: Mapping[str, Any],
+        *,
+        densities: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> Any:
         """Given draws of this posterior as a `DataTree`, with all that follows from them."""
         conditioned = self._conditioned
         latents = self._latents(draws)
+        if densities is None:
+            densities = conditioned.site_densities(latents)
         (args, kwargs), num = conditioned.call, len(next(iter(latents.values())))
         return posterior_tree(
             self._structure,
@@ -342,7 +348,7 @@ class Posterior:
             draws=draws,
             predictive=conditioned.predict(latents),
             prior=simulate(conditioned.guide.model, num, args=args, kwargs=kwargs).sites,
-            densities=conditioned.site_densities(latents),
+            densities=densities,
             observations=self.observations,
             inputs=conditioned.inputs(),
             sample_stats=sample_stats,
