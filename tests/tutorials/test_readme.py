@@ -11,7 +11,7 @@ README = Path(__file__).parents[2] / "README.md"
 PRINTED = re.compile(
     r"(tensor\()?\[( *-?\d+\.\d+,?\s*){8}\]\)?\n"
     r"Guide's own draws: (good|usable only after weighting|poor) "
-    r"\(ESS fraction [01]\.\d\d of 3600 draws\)\.\n"
+    r"\(ESS fraction [01]\.\d\d of 3600 draws, [01]\.\d\d for local latents\)\.\n"
     r"Weighted draws: (reliable|unreliable) \(Pareto k-hat .+, threshold 0\.70\)\.\n"
     r"Log evidence: -\d+\.\d+ ± \d+\.\d+ nats\.\n"
 )
