@@ -17,6 +17,7 @@ MODULES = [
 ]
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     package = name.split(".")[0]

@@ -13,6 +13,8 @@ from scipy.stats import gumbel_r, kstest, laplace
 from tests.backends import numpy_tree
 from tests.external_flows import external_spline
 
+pytestmark = pytest.mark.compiles
+
 LEAST_P_VALUE = 1e-4
 CONTEXT = np.array([0.3, -1.0, 0.5])
 NUM_SITES, EVENT_SIZE = 2, 2

@@ -7,6 +7,8 @@ import pytest
 
 from tests.backends import small_guide
 
+pytestmark = pytest.mark.compiles
+
 NUM_BANK, NUM_HELD_OUT = 40, 4
 
 

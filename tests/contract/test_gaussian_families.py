@@ -14,6 +14,8 @@ from scipy.stats import t as student
 
 from tests.backends import numpy_tree
 
+pytestmark = pytest.mark.compiles
+
 LEAST_P_VALUE = 1e-4
 CONTEXT = np.array([0.3, -1.0, 0.5])
 # Options of every family beyond the independent normal.

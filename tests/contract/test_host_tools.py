@@ -469,6 +469,7 @@ def test_pyro_store_of_another_guide_is_refused(pyro_host):
         second(host.array(X))
 
 
+@pytest.mark.slow
 def test_numpyro_psis_diagnostic(numpyro_host):
     from numpyro.infer import psis_diagnostic
 

@@ -9,6 +9,8 @@ from scipy.stats import norm
 from tests.losses import EXACT, OFF, X, evaluate, loss_without_jit, of_rows
 from tests.problems import HierarchicalNormal
 
+pytestmark = pytest.mark.compiles
+
 EVIDENCE = norm.logpdf(X, 0.0, np.sqrt(2.0))  # of a row of `rows`
 MOVED = {"mu_shift": 0.3, "mu_stretch": 0.2, "theta_shift": 0.2, "theta_stretch": -0.3}
 Y = np.array([1.2, -0.4, 0.3, 2.0])

@@ -201,7 +201,14 @@ PROBLEMS_OF_PADDING = {
 }
 
 
-@pytest.mark.parametrize("model", PROBLEMS_OF_PADDING)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(shrinking_scale, marks=pytest.mark.slow),
+        size_of_its_own,
+        constant_rows,
+    ],
+)
 def test_models_that_cannot_be_padded(host, monkeypatch, model):
     message = PROBLEMS_OF_PADDING[model]
     objective = host.package.NPE(8, model_args=sampler_of_sizes(3, 4))

@@ -62,7 +62,7 @@ def test_the_answer_gets_better_and_the_guide_stays(host, name):
     np.testing.assert_array_equal(host.sample(amortized.at(x=host.array(x[0])), 10)["z"], draws)
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_many_data_sets_at_once(host):
     amortized, x = barely_trained(host), data_at(OUTLIER, -4.0)
     data = {"x": host.array(x)}

@@ -10,7 +10,10 @@ from tests.backends import host as host_of
 from tests.conftest import require
 
 # torch 2.13 warns at every draw of a Wishart: it takes regular matrices for singular.
-pytestmark = pytest.mark.filterwarnings("ignore:Singular sample detected:UserWarning")
+pytestmark = [
+    pytest.mark.compiles,
+    pytest.mark.filterwarnings("ignore:Singular sample detected:UserWarning"),
+]
 
 KINDS = [
     "real",
@@ -228,7 +231,6 @@ def test_cut_of_a_circle_is_opposite_to_a_direction_that_all_elements_share(host
     assert centres == {"mean": 0.3, "angle": None, "axis": (0.0, 0.8944, 0.4472)}
 
 
-@pytest.mark.compiles
 @on_both_hosts(KINDS)
 def test_densities_of_the_host_have_the_measure_of_the_log_determinant(host, kind):
     """`E [p(f(t)) |det f'(t)| / r(t)] = 1` for `t` from a wide Student distribution `r`."""
@@ -293,7 +295,6 @@ def is_inside(kind, value):
     )
 
 
-# NumPyro compiles each of these for a quarter of a minute.
 QUICK_IN_NUMPYRO = ("circular", "sphere")
 GUIDES = [pytest.param("pyro", kind) for kind in KINDS if kind not in ONLY_NUMPYRO] + [
     pytest.param("numpyro", kind, marks=() if kind in QUICK_IN_NUMPYRO else pytest.mark.slow)
@@ -301,7 +302,6 @@ GUIDES = [pytest.param("pyro", kind) for kind in KINDS if kind not in ONLY_NUMPY
 ]
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize(("backend", "kind"), GUIDES, indirect=["backend"])
 def test_a_guide_on_every_support(host, kind, tmp_path):
     """Built, trained, drawn from, scored, weighted and stored."""
@@ -408,7 +408,6 @@ def grid_of(kind):
     return np.stack([first, second], -1)[inside], np.full(inside.sum(), (axis[1] - axis[0]) ** 2)
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("kind", INTEGRATED)
 def test_guide_density_integrates_to_one(host, kind):
     model = host.models.with_support(kind)
@@ -422,7 +421,6 @@ def test_guide_density_integrates_to_one(host, kind):
     assert total == pytest.approx(1.0, abs=5e-3)
 
 
-@pytest.mark.compiles
 def test_draws_of_every_support_are_inside_it_and_distinct(host):
     model = host.models.wide_supports
     amortized = host.scrambled(model, host.guide(model, observed="y"), scale=0.1)

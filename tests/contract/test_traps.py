@@ -240,6 +240,7 @@ def test_values_written_in_place_are_read(host):
     assert found == {"a": (), "b": ("a",), "c": ()}
 
 
+@pytest.mark.compiles
 def test_parameters_of_a_differential_equation_are_read_together(host):
     from tests.test_benchmark_tasks import model_of
 

@@ -20,9 +20,7 @@ QUICK = (
     "every_discrete_support",
     "grouped_normal",
     "rows_of_any_number",
-    "headings",
     "autoregression",
-    "image_with_holes",
 )
 
 

@@ -248,7 +248,13 @@ def test_exact_draws_and_prior_draws_are_told_apart_by_the_gap(name, rng):
     assert expected_gap(of_the_joint, lie).lower > 0.05 * problem.num_latents
 
 
-@each_problem
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "mixture_assignments" else ())
+        for name in sorted(PROBLEMS)
+    ],
+)
 def test_exact_draws_have_uniform_ranks(name, rng):
     problem = PROBLEMS[name]
     latents, observations = problem.sample_joint(rng, 1000)
