@@ -129,7 +129,6 @@ def test_the_gradient_reaches_the_context(host, built):
     assert np.all(np.abs(host.jacobian(score, CONTEXT)) > 1e-6)
 
 
-@pytest.mark.compiles
 def test_a_guide_of_flows(host, tmp_path):
     """It trains, and needs its flows again to be loaded."""
     model, spec = host.models.linear_gaussian_2, external_spline(host, 2, 8)

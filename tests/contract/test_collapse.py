@@ -47,7 +47,6 @@ def divergence(mean, sd):
     return 0.5 * (mean**2 + sd**2 - 1 - 2 * np.log(sd))
 
 
-@pytest.mark.compiles
 def test_rates_and_information_of_rows(host, x):
     """A guide with random weights: its rate is that of a normal, its information an integral."""
     amortized = rows_amortized(host, NUM_ROWS, scale=0.4)
@@ -94,7 +93,6 @@ def test_an_untrained_guide_has_no_information(host, x):
     assert abs(found.mean) < 1e-3
 
 
-@pytest.mark.compiles
 def test_information_of_data_sets_adds_up_over_sites(host):
     """Global and local latents at many data sets, against densities at one pair at a time."""
     model = host.models.hierarchical_normal
@@ -133,7 +131,6 @@ def test_rates_add_up_to_the_divergence_of_the_whole(host):
     assert total == pytest.approx(ratio.mean(), rel=1e-3, abs=1e-3)
 
 
-@pytest.mark.compiles
 def test_plates_of_fixed_size_are_one_element(host):
     """A discrete latent whose plate no observed site carries is one event of the guide."""
     model = host.models.switches_in_a_plate

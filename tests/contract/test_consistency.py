@@ -128,7 +128,6 @@ def test_a_sampler_has_no_log_density(host):
 REFUSED = "site 'z': its density .ConsistencyDensity. has draws and no log density.* FlowMatching"
 
 
-@pytest.mark.compiles
 def test_a_guide_is_trained_drawn_from_and_saved_and_refuses_weights(host, tmp_path):
     model, package = host.models.parabola, host.package
     spec = specification(host, num_draw_steps=3)
@@ -163,7 +162,6 @@ BOUNDS = {
 }
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("name", BOUNDS)
 def test_objectives_that_need_a_density_refuse_a_sampler(host, name):
     model = host.models.parabola

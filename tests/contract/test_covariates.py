@@ -79,7 +79,6 @@ def test_saved_with_a_deterministic_site(host, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-@pytest.mark.compiles
 def test_deterministic_sites_in_training_by_simulations_and_by_the_hosts_bound(host):
     model = host.models.line_through_logarithms
     guide = host.guide(model, observed="y", inputs={"x": "rows"}, **small(host))

@@ -52,7 +52,6 @@ def test_kappa_of_one_is_the_elbo(host, bounds):
         np.testing.assert_allclose(found["gradient"][name], expected["gradient"][name], rtol=1e-5)
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("num", [1, 4])
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_auto_is_latent_dimensions_over_rows_and_weighs_the_likelihood_alone(
@@ -155,7 +154,6 @@ def fixed_point(x, y, variance, kappa):
     return s_squared, t_squared, mean
 
 
-@pytest.mark.compiles
 def test_far_more_features_than_rows(host, bounds):
     """At kappa = 1 the guide hugs the prior; the optimum is the objective's own."""
     features, x, y = cosine_features()

@@ -164,7 +164,6 @@ def test_supports_and_default_densities(host, amortized):
     assert sizes == [2, 3, 6, 1, 1, 1, 2, 1]
 
 
-@pytest.mark.compiles
 def test_draws_have_the_type_and_range_of_the_host_and_replay_into_the_model(host, amortized):
     model, posterior = amortized.model, amortized.at(y=host.array(Y))
     draws = host.sample(posterior, 200)
@@ -216,7 +215,6 @@ def host_trace(host, amortized, y):
     return [backends.numpy_tree(each) for each in (*values, *densities)]
 
 
-@pytest.mark.compiles
 def test_log_prob_is_that_of_the_hosts_trace_and_the_model_takes_the_values(host, amortized):
     y = host.array(Y)
     values, replayed, own, joint = host_trace(host, amortized, y)
@@ -247,7 +245,6 @@ def test_switches_in_a_plate_that_no_observed_site_carries(host):
     assert np.all(np.abs(shares - np.exp(found)) < 4.5 * np.sqrt(np.exp(found) / 5000) + 1e-3)
 
 
-@pytest.mark.compiles
 def test_file_at_each_and_export(host, amortized, tmp_path):
     path = tmp_path / "guide.safetensors"
     amortized.save(path)

@@ -279,7 +279,6 @@ def test_hidden_pixels_of_an_image(host, kind):
     assert np.abs(found(y, other) - expected).max() > 1e-5
 
 
-@pytest.mark.compiles
 def test_series_with_a_covariate_in_a_plate(host, tmp_path):
     model, weight = host.models.panels, host.array(WEIGHT)
     embedding = host.package.SequenceEmbedding(num_layers=2, num_channels=8, hidden_dims=(16,))

@@ -69,7 +69,6 @@ def joint_log_prob(host, members, weights, condition, latents):
 
 
 @each_model
-@pytest.mark.compiles
 def test_log_prob_is_the_logsumexp_of_joint_densities(host, name):
     """And not the mean of log densities, nor are the weights ignored."""
     (members, ensemble), kwargs = mixture_of(host, name), call_of(name)
@@ -184,7 +183,6 @@ def test_draws_know_their_members(host):
     np.testing.assert_array_equal(nearest(values["mu"]), members)
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("parallel", [False, True])
 def test_predictive_of_the_host(host, parallel):
     ensemble, num = far_apart(host), 200
@@ -226,7 +224,6 @@ def test_several_draws_of_one_site_have_members_of_their_own(host):
     assert_frequencies(nearest(draws))
 
 
-@pytest.mark.compiles
 def test_weights_give_the_evidence(host):
     """Of any members, good or bad, with global and local latents, at several data sets."""
     _, ensemble = mixture_of(host, QUICK)

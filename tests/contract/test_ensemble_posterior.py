@@ -60,7 +60,6 @@ def test_rates_add_up_to_the_divergence_from_the_prior(host):
     assert total == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.compiles
 def test_information_is_that_of_the_mixture(host):
     members, ensemble = mixture_of(host, QUICK)
     posterior, num = ensemble.at_each(observations={"y": host.array(Y[QUICK])}), 40
@@ -89,7 +88,6 @@ def test_rows_have_no_information_of_their_own(host):
         host.mutual_information(posterior, 4)
 
 
-@pytest.mark.compiles
 def test_export_to_arviz(host):
     """log_q is that of the mixture."""
     members, ensemble = mixture_of(host, QUICK)

@@ -138,7 +138,6 @@ def test_density_integrates_to_one_in_two_dimensions(host, family):
     assert np.exp(log_prob).sum() * (axis[1] - axis[0]) ** 2 == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stacked_density_is_its_members_and_uses_its_context(host, rng, family):
     density = build(host, family, 3, num_sites=2)
@@ -150,7 +149,6 @@ def test_stacked_density_is_its_members_and_uses_its_context(host, rng, family):
     assert np.all(np.abs(moved - together) > 1e-5)
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("family", FAMILIES)
 def test_far_values_have_finite_densities_and_gradients(host, family):
     density = build(host, family, 2)
@@ -200,7 +198,6 @@ def test_many_coordinates_with_a_full_covariance(host, family):
 GUIDES = {"simplex": {"u"}, "mixture_priors": {"u", "v"}}
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("name", GUIDES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_guides_train_are_weighed_and_stored(host, family, name, tmp_path):

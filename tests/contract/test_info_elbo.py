@@ -178,7 +178,6 @@ def test_masked_elements_do_not_count(host, bounds):
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
-@pytest.mark.compiles
 def test_several_sites_are_joined(host, bounds):
     """Two scalar sites of a row are a vector: the same mean in law."""
     params = {"mean": np.full(X.shape, 0.5), "log_sd": np.full(X.shape, -0.5)}

@@ -121,7 +121,6 @@ def test_the_hosts_bound_is_that_of_what_is_observed(host):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.compiles
 def test_training_by_simulations_and_by_the_hosts_bound(host):
     model = host.models.rows_with_an_obs_mask
     args = (host.array(THERE), host.array(X))
@@ -153,7 +152,6 @@ def test_the_hosts_predictive_keeps_what_is_observed(host):
     assert kstest(noise.ravel(), "norm").pvalue > 1e-4
 
 
-@pytest.mark.compiles
 def test_locals_and_observed_covariates_enter_the_conditional(host):
     model = host.models.groups_with_an_obs_mask
     is_there, x, y = THERE[:5], X[:5] + 10, X[:5] + 10

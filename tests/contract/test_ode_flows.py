@@ -152,7 +152,6 @@ def test_derivatives_of_networks_are_those_of_the_jacobian(host):
         np.testing.assert_allclose(moved[1, 2], directions[1, 2] @ slopes.T, rtol=1e-10)
 
 
-@pytest.mark.compiles
 @each_family_slowest_apart
 @pytest.mark.parametrize("event_size", [1, 3])
 def test_density_is_that_of_the_jacobian_of_the_draws(host, family, event_size):
@@ -169,7 +168,6 @@ def test_density_is_that_of_the_jacobian_of_the_draws(host, family, event_size):
     assert found == pytest.approx(exact, abs=1e-8)
 
 
-@pytest.mark.compiles
 @each_family_slowest_apart
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_round_trip(host, rng, family, precision):
@@ -198,7 +196,6 @@ def test_round_trip(host, rng, family, precision):
     assert np.abs(noise - value).max() > 0.1
 
 
-@pytest.mark.compiles
 @each_family
 def test_densities_integrate_to_one(host, rng, family):
     """On a line and in the plane, at random contexts, at the default tolerance."""
@@ -213,14 +210,12 @@ def test_densities_integrate_to_one(host, rng, family):
         assert total == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.compiles
 @each_family
 def test_draws_fill_the_plane_as_the_density_says(host, family):
     num_steps = {"DiffusionDensity": 20}.get(family, 6)
     assert_draws_follow(host, random_flow(host, family, 2, num_steps=num_steps), CONTEXT)
 
 
-@pytest.mark.compiles
 @each_family
 def test_stacked_flows_are_their_members(host, rng, family):
     density = random_flow(host, family, 3, num_sites=2, num_steps=20)
@@ -232,7 +227,6 @@ def test_stacked_flows_are_their_members(host, rng, family):
     assert np.all(np.abs(moved - together) > 1e-5)
 
 
-@pytest.mark.compiles
 @each_family_slowest_apart
 def test_fixed_steps_and_chosen_ones_agree(host, rng, family):
     with host.double_precision():
@@ -366,7 +360,6 @@ def test_the_diffusion_itself_leads_back_to_the_normal(host, sde):
         flow.log_prob(host.array(draws))
 
 
-@pytest.mark.compiles
 def test_draws_of_the_diffusion_itself_have_no_weights(host):
     model, package = host.models.parabola, host.package
     spec = specification(host, "DiffusionDensity", sampler="sde", num_sde_steps=5)
@@ -453,7 +446,6 @@ def test_loss_of_the_best_velocity_is_what_is_left_to_explain(host, exponent):
     assert host.training_loss(worse, value).mean() > expected + 4 * error
 
 
-@pytest.mark.compiles
 def test_npe_learns_from_the_loss_of_a_density_and_else_from_log_densities(host, monkeypatch):
     """A global site and one for each row: element by element, as log densities."""
     package, model = host.package, host.models.mixture_priors
@@ -492,7 +484,6 @@ def estimated_losses(host, rng, event_size, num):
     return losses[0], losses[2], exact
 
 
-@pytest.mark.compiles
 def test_estimates_of_the_trace_are_unbiased(host, rng):
     losses, others, exact = estimated_losses(host, rng, 3, 2000)
     assert np.any(losses != others)
@@ -501,7 +492,6 @@ def test_estimates_of_the_trace_are_unbiased(host, rng):
     assert abs(losses.mean() - exact) < 4 * error
 
 
-@pytest.mark.compiles
 def test_random_signs_are_exact_for_one_coordinate(host, rng):
     """Their squares are one; normal directions would not do."""
     losses, _, exact = estimated_losses(host, rng, 1, 10)
@@ -513,7 +503,6 @@ def test_traces_of_another_kind(host):
         host.package.ContinuousFlowDensity(trace="skilling")
 
 
-@pytest.mark.compiles
 @each_family
 def test_a_guide_is_trained_both_ways_weighed_and_saved(host, tmp_path, family):
     """By simulations, and by a bound, which scores its own draws."""
@@ -537,7 +526,6 @@ def test_a_guide_is_trained_both_ways_weighed_and_saved(host, tmp_path, family):
     assert np.all(np.isfinite(host.log_prob(trained.at(x=x), draws)))
 
 
-@pytest.mark.compiles
 @each_family
 def test_constrained_events_in_plates(host, rng, family):
     """Draws are scored as given values are."""

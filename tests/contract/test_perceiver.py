@@ -61,7 +61,6 @@ def test_what_a_mask_hides_changes_nothing_and_the_count_is_seen(host, rng):
     np.testing.assert_allclose(alone[0], expected[1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.compiles
 def test_every_element_that_is_there_has_a_gradient(host, rng):
     values, there = rng.normal(size=6), np.arange(6) < 4
     event = event_of(host, (6,), is_masked=True)
@@ -105,7 +104,6 @@ def test_features_of_positions(host):
     assert positions.size == 14
 
 
-@pytest.mark.compiles
 def test_a_series_at_times_of_its_own(host):
     spec = host.package.PerceiverEmbedding("time", 4, times="times", **SMALL)
     guide = host.guide(

@@ -52,7 +52,6 @@ def test_evidence_of_a_series_is_exact(host, written):
     assert abs(summary.log_evidence - exact) < 4 * summary.log_evidence_se
 
 
-@pytest.mark.compiles
 def test_a_loop_in_training_by_simulations_and_by_the_hosts_bound(host):
     model, (_, y) = host.models.local_level, series_of()
     for objective in (host.package.NPE(8), host.trace_elbo()):
@@ -216,7 +215,6 @@ def exact_evidence(there):
     return multivariate_normal(cov=covariance[np.ix_(kept, kept)]).logpdf(values)
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("there", [THERE, THERE[::-1], np.arange(5) < np.array([[5], [0], [4]])])
 def test_evidence_of_padded_series_is_exact(host, there):
     """Also where a series has no step at all."""
@@ -231,7 +229,6 @@ def test_evidence_of_padded_series_is_exact(host, there):
     assert bound.find_observations((host.array(there),), {})["y"].shape == (3, 5)
 
 
-@pytest.mark.compiles
 def test_padded_series_in_training(host):
     def draw(rng):
         return (np.arange(5) < rng.integers(1, 6, size=(3, 1)),)

@@ -85,7 +85,6 @@ def test_each_group_is_pooled_as_if_it_were_alone(host, rng):
     assert np.isfinite(found).all()  # the empty one too
 
 
-@pytest.mark.compiles
 def test_nothing_to_read_is_finite_and_so_is_its_gradient(host, rng):
     network, rows = built(host, 1), rng.normal(size=(6, 4))
     nobody = np.zeros(6, bool)
@@ -110,7 +109,6 @@ def test_copies_of_all_rows_are_not_seen_by_attention_alone(host, rng):
     np.testing.assert_allclose(twice, pooled(host, network, rows), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.compiles
 def test_a_guide_that_pools_by_attention(host, tmp_path):
     """Trained, saved, with groups, a row more in another group, and no data at all."""
     attention = host.package.PlateEmbedding(

@@ -59,7 +59,6 @@ def test_model_and_guide_look_at_the_same_rows(host):
         np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.compiles
 def test_the_subsample_size_may_change_between_calls(host):
     model, guide = guide_of(host)
     amortized = host.scrambled(model, guide, scale=0.1)
@@ -68,7 +67,6 @@ def test_the_subsample_size_may_change_between_calls(host):
         assert of_guide["z"]["value"].shape == (size,)
 
 
-@pytest.mark.compiles
 def test_training_on_batches_answers_every_row(host):
     """Exact: z given x is Normal(0.8 x, 0.2), one row at a time."""
     model, guide = guide_of(host, densities=host.package.NormalDensity(hidden_dims=(16,)))
@@ -100,7 +98,6 @@ def test_a_global_latent_is_told_how_many_rows_there_are(host):
     assert abs(log_prob(small) - log_prob(large)) > 1e-4
 
 
-@pytest.mark.compiles
 def test_npe_takes_local_latents_of_batches(host):
     model, guide = guide_of(host, densities=host.package.NormalDensity(hidden_dims=(16,)))
     objective = host.package.NPE(8)
@@ -131,7 +128,6 @@ def guide_with_covariates(host, name="weight", **options):
     return model, host.guide(model, observed="x", **settings, **options)
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize("name", ["weight", "t"])
 def test_covariates_are_those_of_the_drawn_rows(host, name):
     """An argument has all rows; a deterministic site has those that the model looks at."""
@@ -193,7 +189,6 @@ def guide_of_groups(host, **options):
     return model, host.guide(model, observed="x", **settings, **options)
 
 
-@pytest.mark.compiles
 def test_index_vectors_are_those_of_the_drawn_rows(host):
     """The groups of the rows that are drawn matter, those of the others do not."""
     model, guide = guide_of_groups(host)

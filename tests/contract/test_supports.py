@@ -295,10 +295,8 @@ def is_inside(kind, value):
     )
 
 
-QUICK_IN_NUMPYRO = ("circular", "sphere")
-GUIDES = [pytest.param("pyro", kind) for kind in KINDS if kind not in ONLY_NUMPYRO] + [
-    pytest.param("numpyro", kind, marks=() if kind in QUICK_IN_NUMPYRO else pytest.mark.slow)
-    for kind in KINDS
+GUIDES = [("pyro", kind) for kind in KINDS if kind not in ONLY_NUMPYRO] + [
+    ("numpyro", kind) for kind in KINDS
 ]
 
 

@@ -133,7 +133,6 @@ def test_at_the_exact_posterior_every_draw_gives_zero(host, written, log_z):
         np.testing.assert_allclose(value * 1000, 0.0, atol=1e-3)
 
 
-@pytest.mark.compiles
 def test_noise_stays_on_the_support(host, written):
     """And off its edges, where log weights of a model against itself would not be zero."""
     objective = host.package.TrajectoryBalance(64, noise=3.0)
@@ -141,7 +140,6 @@ def test_noise_stays_on_the_support(host, written):
     assert abs(loss[0]) < 1e-6
 
 
-@pytest.mark.compiles
 def test_batches_of_rows(host, written):
     """Rows of a batch are no draws to be moved; the mean is that of all rows."""
     models, x = (written.rows, written.guide_of_slope), host.array(np.full(40, X))

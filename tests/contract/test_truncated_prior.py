@@ -143,7 +143,6 @@ def test_pyro_same_stream_where_nothing_is_rejected():
     assert 0 < kept < 40
 
 
-@pytest.mark.compiles
 def test_training_the_guide_does_not_move_the_region(host):
     model, amortized, data = of_one_latent(host)
     truncated = host.truncated_prior(model, amortized, data, quantile=0.2, num_samples=2000)
@@ -158,7 +157,6 @@ def test_training_the_guide_does_not_move_the_region(host):
     assert (numpy_tree(other.contains(values)) != before).any()
 
 
-@pytest.mark.compiles
 def test_plates_and_parents_of_a_truncated_prior(host):
     """All sites of a run belong together: a centred effect is drawn around its own mean."""
     model, amortized, data = of_schools(host)
@@ -196,7 +194,6 @@ def test_pyro_models_that_cannot_be_vectorised():
     assert truncated.contains(bank.sites).all()
 
 
-@pytest.mark.compiles
 def test_it_trains_by_npe_and_by_nothing_else(host):
     model, amortized, data = of_one_latent(host)
     truncated = host.truncated_prior(model, amortized, data, quantile=0.2, num_samples=2000)

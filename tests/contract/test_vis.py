@@ -143,7 +143,6 @@ def test_a_second_moment_that_looks_infinite_is_warned_of(host, written, is_narr
             objective.warn_of_tails(*args)
 
 
-@pytest.mark.compiles
 def test_fit_warns_of_it(host):
     """At the guide's start here, far from the posterior."""
     package = host.package

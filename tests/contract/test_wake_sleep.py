@@ -109,7 +109,6 @@ def test_a_scale_of_all_sites_leaves_the_loss_of_the_guide_as_it_is(host, writte
         )
 
 
-@pytest.mark.compiles
 def test_sleep_is_npe_and_does_not_reach_the_model(host):
     package, model = host.package, host.models.local_parameter
     y = host.array(Y)
@@ -127,7 +126,6 @@ def test_sleep_is_npe_and_does_not_reach_the_model(host):
         np.testing.assert_allclose(own + 0.75 * sleep, total, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.compiles
 @pytest.mark.parametrize(
     "objective",
     ["both", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wake", "WakeSleep"))],

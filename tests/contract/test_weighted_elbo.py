@@ -76,7 +76,6 @@ def test_global_and_local_latents_as_in_the_bound_of_the_host(host, written, bat
     assert_same(found, expected)
 
 
-@pytest.mark.compiles
 def test_densities_without_a_closed_form_are_weighed_at_the_draws(host):
     """A spline, and its gradient, as in the host's Trace_ELBO."""
     model = host.models.local_parameter
