@@ -41,6 +41,7 @@ from amortize_diagnostics.information import (
     mutual_information,
     site_rates,
 )
+from amortize_diagnostics.local_errors import LocalErrors
 from amortize_diagnostics.misspecification import Typicality, misspecification_test, typicality
 from amortize_diagnostics.multiplicity import holm, pooled_uniformity
 from amortize_diagnostics.predictive import PredictiveChecks, predictive_checks
@@ -62,6 +63,7 @@ __all__ = [
     "ImportanceSummary",
     "LinearVAE",
     "LocalC2ST",
+    "LocalErrors",
     "ModelComparison",
     "MutualInformation",
     "PredictiveChecks",

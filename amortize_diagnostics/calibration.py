@@ -64,11 +64,14 @@ class Calibration:
         num_draws: Number of draws of each.
         rows: The table.
         pit: By quantity its uniform ranks, `(num_datasets, ...)`: all latents on their constrained
-            space, `log_likelihood` and `log_joint` where the model has a density, and the
-            credibilities `density_region` and of TARP.
+            space, `log_likelihood` and `log_joint` where the model has a density, the
+            credibilities `density_region` and of TARP, and with the local check `local`.
         recoveries: By latent its z-scores, contraction and correlation.
         notes: What was left out, and why.
         dims: By quantity the names of its axes after that of the data sets.
+        local_errors: With the local check, for each data set the mean squared distance from 1/2 of
+            a classifier's probability that a draw is none of the posterior (L-C2ST), shape
+            `(num_datasets,)`; None without.
     """
 
     num_datasets: int
@@ -78,6 +81,7 @@ class Calibration:
     recoveries: dict[str, Recovery]
     notes: tuple[str, ...]
     dims: dict[str, tuple[str, ...]]
+    local_errors: Array | None = None
 
     @property
     def is_accepted(self) -> bool:

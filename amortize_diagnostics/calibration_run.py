@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
 from amortize_diagnostics.calibration import Calibration, recovery_row
 from amortize_diagnostics.calibration_table import DENSITIES, TARP, CalibrationTable
 from amortize_diagnostics.joint_distance import JointDistance
+from amortize_diagnostics.local_errors import ErrorsAtData
 from amortize_diagnostics.paired import check_numbers
 from amortize_diagnostics.tally import Tally
 
@@ -37,6 +39,8 @@ class CalibrationRun:
         past_data: Data of the other simulations, `(num_past, data_size)`.
         dims: By latent the names of its axes after that of the data sets.
         plates: Names of those axes that are plates, over which ranks are pooled, too.
+        local: What `LocalErrors` has learned on other simulations, at these data; None for no
+            local check.
         notes: What else a reader of the result should know.
 
     Raises:
@@ -70,6 +74,7 @@ class CalibrationRun:
         past_data: ArrayLike | None = None,
         dims: Mapping[str, Sequence[str]] | None = None,
         plates: Sequence[str] = (),
+        local: ErrorsAtData | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         if not truths:
@@ -103,6 +108,10 @@ class CalibrationRun:
         self._joint = {
             name: Tally(TARP[name], value) for name, value in self._distance(arrays).items()
         }
+        self._local = local
+        if local is not None:
+            self._odds = Tally("log odds of a classifier", local(arrays))
+            self._errors = np.zeros(self.num_datasets)
         self._dims = {name: tuple(each) for name, each in (dims or {}).items()}
         self._plates = set(plates)
 
@@ -138,6 +147,10 @@ class CalibrationRun:
         ordered = {name: draws[name] for name in self._latents}
         for name, value in self._distance(ordered, batch_dims=2).items():
             self._joint[name].add(value)
+        if self._local is not None:
+            odds = self._local(draws, batch_dims=2)
+            self._odds.add(odds)
+            self._errors += np.sum((expit(odds) - 0.5) ** 2, axis=0)
 
     def _add_density(self, name: str, values: Array) -> None:
         if name not in self._densities:  # left out before
@@ -198,7 +211,21 @@ class CalibrationRun:
                 f"TARP reads {self._distance.num_scalars} numbers spread over all sites and leaves "
                 f"out {self._distance.num_left_out}"
             )
-        if "tarp_data" not in self._joint and not any(name in pit for name in DENSITIES):
+        errors = None
+        if self._local is not None:
+            errors = self._errors / num_draws
+            pit["local"] = self._odds.ranks(self._rng).pit
+            table.add_local(pit["local"], errors)
+            if self._local.num_left_out:
+                self._notes.append(
+                    f"the local check leaves out {self._local.num_left_out} numbers, spread over "
+                    "all sites"
+                )
+        if (
+            "tarp_data" not in self._joint
+            and self._local is None
+            and not any(name in pit for name in DENSITIES)
+        ):
             self._notes.append(
                 "nothing here reads the data: a guide that returns the prior would pass"
             )
@@ -212,6 +239,7 @@ class CalibrationRun:
             recoveries=recoveries,
             notes=tuple(self._notes + table.notes),
             dims={name: each for name, each in dims.items() if name in pit and each},
+            local_errors=errors,
         )
 
     def _squash(self, name: str) -> tuple[Array, Array] | None:

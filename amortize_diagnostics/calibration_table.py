@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 
 from amortize_diagnostics.calibration import FALSE_ALARMS, CalibrationRow
 from amortize_diagnostics.coverage import coverage_of
@@ -91,6 +92,16 @@ class CalibrationTable:
             words = "wrong around points that the data point to"
         passed = "covers what it promises"
         self._append("all latents", TARP[name], value, [(test.p_value, words)], passed)
+
+    def add_local(self, ranks: Array, errors: Array) -> None:
+        """Ranks of what a classifier has learned to tell draws from truths by."""
+        error = (1 / 12 / len(ranks)) ** 0.5
+        p_value = float(norm.sf((0.5 - ranks.mean()) / error))  # one-sided: it learned to pick them
+        share = 100 * (1 - ranks.mean())
+        value = f"classifier picks the draw in {share:.0f} ± {100 * error:.0f} % of pairs"
+        words = f"wrong given the data, most so at data set {int(np.argmax(errors))}"
+        passed = "no draw can be told from a truth"
+        self._append("all latents", "local (L-C2ST)", value, [(p_value, words)], passed)
 
     def adjusted(self) -> tuple[CalibrationRow, ...]:
         """The rows, with the p-value and the words of the worst test of each."""

@@ -63,8 +63,12 @@ class Classifiers:
 
     def probability(self, inputs: Array) -> Array:
         """Probability of label 1 at rows `(num_rows, dim)`, shape `(num_networks, num_rows)`."""
+        return expit(self.log_odds(inputs))
+
+    def log_odds(self, inputs: Array) -> Array:
+        """Log odds of label 1 at rows `(num_rows, dim)`, shape `(num_networks, num_rows)`."""
         hidden = ((inputs - self._middle) / self._scale)[None]
-        return expit(self._layers(hidden)[-1][..., 0])
+        return self._layers(hidden)[-1][..., 0]
 
     def _layers(self, hidden: Array) -> list[Array]:
         """The inputs, both hidden layers after `tanh`, and the logits."""

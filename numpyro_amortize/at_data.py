@@ -20,6 +20,7 @@ from amortize_diagnostics import (
 from numpyro_amortize.auto_guide import NoiseAutoGuide
 from numpyro_amortize.collapse import crossed_log_probs, element_densities
 from numpyro_amortize.conditioned import ConditionedGuide, total
+from numpyro_amortize.contexts import batched_data, data_contexts
 from numpyro_amortize.diagnosing import diagnose
 from numpyro_amortize.export import posterior_tree
 from numpyro_amortize.guides import AnyGuide, EnsembleGuide
@@ -152,7 +153,12 @@ class Posterior:
         return weighted
 
     def diagnose(
-        self, num_samples: int = 2000, *, num_simulations: int = 1000, rng_key: Array | None = None
+        self,
+        num_samples: int = 2000,
+        *,
+        num_simulations: int = 1000,
+        simulated: np.ndarray | None = None,
+        rng_key: Array | None = None,
     ) -> Diagnosis:
         """How far to trust the answer here, and what to do next.
 
@@ -166,6 +172,9 @@ class Posterior:
         Args:
             num_samples: Number of weighted draws for each data set.
             num_simulations: Number of simulations that the data are compared with, at least 100.
+            simulated: Contexts of simulations in place of these, from
+                `AmortizedPosterior.simulated_contexts`: made once for many data sets, or at the
+                arguments that training had, where another design is told, too.
             rng_key: Key of the draws; `jax.random.key(0)` if None.
 
         Returns:
@@ -173,7 +182,7 @@ class Posterior:
             guide without density.
 
         Raises:
-            ValueError: If a number is out of range.
+            ValueError: If a number is out of range, or `simulated` is of another guide.
         """
         if num_simulations < 100:
             raise ValueError(f"num_simulations: expected at least 100, got {num_simulations}")
@@ -181,8 +190,25 @@ class Posterior:
             self._conditioned,
             _positive(num_samples),
             num_simulations,
+            simulated,
             jax.random.key(0) if rng_key is None else rng_key,
         )
+
+    def contexts(self) -> np.ndarray:
+        """What the guide's networks make of these data, pooled over the elements of plates.
+
+        Means and spreads of the features that the densities of the latents read: an embedding for
+        `typicality` and `misspecification_test` of `amortize_diagnostics`, to be compared with
+        `AmortizedPosterior.simulated_contexts`. What the networks do not see is not in it.
+
+        Returns:
+            Shape `(num_datasets, num_features)`, with one row after `at`.
+
+        References:
+            Schmitt, Buerkner, Koethe and Radev (2023), Detecting model misspecification in
+            amortized Bayesian inference with neural networks, arXiv:2112.08866, section 3.
+        """
+        return data_contexts(self._conditioned, batched_data(self._conditioned))
 
     def nuts(
         self,

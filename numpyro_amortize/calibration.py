@@ -10,10 +10,12 @@ import jax
 import numpy as np
 from jax import Array
 
-from amortize_diagnostics import Calibration, CalibrationRun
+from amortize_diagnostics import Calibration, CalibrationRun, LocalErrors
+from amortize_diagnostics.local_errors import ErrorsAtData
 from amortize_diagnostics.paired import MIN_DATASETS, check_numbers
 from numpyro_amortize.arguments import given_arguments
 from numpyro_amortize.conditioned import ConditionedGuide, total
+from numpyro_amortize.contexts import data_contexts
 from numpyro_amortize.export import dimension_names, site_arrays
 from numpyro_amortize.guides import AnyGuide, EnsembleGuide
 from numpyro_amortize.guides.weights import model_at
@@ -23,6 +25,7 @@ from numpyro_amortize.simulate import finite_rows, simulate
 from numpyro_amortize.structure import ModelStructure
 
 _NUM_PAST = 1000  # simulations from which scales and reference points are learned
+_NUM_PILOT = 40  # draws of each data set from which a local check starts
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def known_call(
     except TypeError as error:
         raise TypeError(
             f"args: expected the model's arguments, which this guide does not know ({error}). Pass "
-            "check_calibration(args=..., kwargs=...)"
+            "args=... and kwargs=..."
         ) from error
     return call
 
@@ -75,6 +78,7 @@ def simulate_data(
     params: Mapping[str, Any],
     call: Call,
     num_datasets: int,
+    num_local: int,
     missing: float | Callable[[Array, str, tuple[int, ...]], Array],
     rng_key: Array,
 ) -> SimulatedData:
@@ -85,6 +89,7 @@ def simulate_data(
         params: Parameters of guide and model.
         call: Arguments of the model.
         num_datasets: Number of data sets.
+        num_local: Number of other simulations, if there shall be more than 1000.
         missing: What is hidden of the data, as for `NPE`.
         rng_key: Key of the simulations.
 
@@ -102,7 +107,7 @@ def simulate_data(
         )
     check_hiding(structure, missing)
     args, kwargs = call
-    num = num_datasets + _NUM_PAST
+    num = num_datasets + max(num_local, _NUM_PAST)
     own_key, missing_key = jax.random.split(rng_key)
     model = model_at(guide.model, params)
     sites = simulate(model, num, args=args, kwargs=kwargs, rng_key=own_key).sites
@@ -135,7 +140,11 @@ def simulate_data(
 
 
 def calibrate(
-    conditioned: ConditionedGuide, data: SimulatedData, num_draws: int, rng_key: Array
+    conditioned: ConditionedGuide,
+    data: SimulatedData,
+    num_draws: int,
+    past: ConditionedGuide | None,
+    rng_key: Array,
 ) -> Calibration:
     """Draw from a guide at simulated data, and judge the draws by all checks.
 
@@ -143,6 +152,7 @@ def calibrate(
         conditioned: The guide at the observations of `data`.
         data: The simulations.
         num_draws: Number of draws for each data set.
+        past: The guide at the other simulations, for a local check; None for none.
         rng_key: Key of the draws.
     """
     structure, notes = conditioned.guide.structure, list(data.notes)
@@ -152,9 +162,13 @@ def calibrate(
     densities = _model_densities(conditioned, known, notes)
     log_guide = _guide_density(conditioned, known, notes)
     tie_key, rng_key = jax.random.split(rng_key)
+    rng = np.random.default_rng(int(jax.random.bits(tie_key)))
+    local = None
+    if past is not None:
+        local = _local_check(conditioned, past, data, rng, jax.random.fold_in(tie_key, 1))
     run = CalibrationRun(
         site_arrays(structure, data.latents, list(data.latents), 1),
-        np.random.default_rng(int(jax.random.bits(tie_key))),
+        rng,
         densities={name: value[0] for name, value in densities.items()},
         log_guide=None if log_guide is None else log_guide[0],
         past=site_arrays(structure, data.past[0], list(data.latents), 1),
@@ -162,6 +176,7 @@ def calibrate(
         past_data=_flat(data.past[1]),
         dims=_latent_dimensions(structure),
         plates=list(structure.plates),
+        local=local,
         notes=notes,
     )
     for start, size in conditioned.blocks(num_draws):
@@ -175,6 +190,25 @@ def calibrate(
             log_guide=None if log_guide is None else np.asarray(log_probs[:kept]),
         )
     return run.result()
+
+
+def _local_check(
+    conditioned: ConditionedGuide,
+    past: ConditionedGuide,
+    data: SimulatedData,
+    rng: np.random.Generator,
+    rng_key: Array,
+) -> ErrorsAtData:
+    """What a classifier learns of the guide's errors from the other simulations."""
+    structure, names = conditioned.guide.structure, list(data.latents)
+    own_key, past_key = jax.random.split(rng_key)
+    drawn, known = (
+        site_arrays(structure, guide.sample(_NUM_PILOT, key), names, 2)
+        for guide, key in ((conditioned, own_key), (past, past_key))
+    )
+    truths = site_arrays(structure, data.past[0], names, 1)
+    learned = LocalErrors(truths, known, data_contexts(past, past.observations), rng)
+    return learned.at(drawn, data_contexts(conditioned, conditioned.observations))
 
 
 def _densities(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +16,9 @@ from amortize_diagnostics import (
     typicality,
 )
 from numpyro_amortize.conditioned import ConditionedGuide
-from numpyro_amortize.guides import EnsembleGuide
-from numpyro_amortize.guides.weights import member_params, model_at
-from numpyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples
-from numpyro_amortize.measure import Call
+from numpyro_amortize.contexts import batched_data, data_contexts
+from numpyro_amortize.guides.weights import model_at
+from numpyro_amortize.importance import ImportanceSamples
 from numpyro_amortize.simulate import finite_rows, simulate
 
 _NUM_PREDICTED = 500  # data sets predicted for each
@@ -31,7 +26,11 @@ _NUM_LOCAL, _DEFENSIVE = 16, 0.1  # as the defaults of importance_sample
 
 
 def diagnose(
-    conditioned: ConditionedGuide, num_samples: int, num_simulations: int, rng_key: Array
+    conditioned: ConditionedGuide,
+    num_samples: int,
+    num_simulations: int,
+    simulated: np.ndarray | None,
+    rng_key: Array,
 ) -> Diagnosis:
     """Judge the answer of a guide at one data set, or at each of many.
 
@@ -39,16 +38,20 @@ def diagnose(
         conditioned: The guide at the data.
         num_samples: Number of weighted draws for each data set.
         num_simulations: Number of simulations that the data are compared with.
+        simulated: Contexts of simulations in place of these, or None.
         rng_key: Key of the draws.
 
     Returns:
         The diagnosis; what has no density or no simulations is left out, with a note.
     """
     notes: list[str] = []
-    own, predicted, simulated = jax.random.split(rng_key, 3)
+    own, predicted, simulation_key = jax.random.split(rng_key, 3)
     weighted = _weighted(conditioned, num_samples, notes, own)
     checks = _predictive(conditioned, weighted, num_samples, predicted)
-    far = _typicality(conditioned, num_simulations, notes, simulated)
+    if simulated is None:
+        far = _typicality(conditioned, num_simulations, notes, simulation_key)
+    else:
+        far = typicality(data_contexts(conditioned, batched_data(conditioned)), simulated)
     if not conditioned.batch_dims and weighted is None:
         notes.append("use the draws only after check_calibration()")
     importance = None if weighted is None else weighted.summary
@@ -107,9 +110,7 @@ def _typicality(
     if guide.structure.factors:
         notes.append("a model with a factor cannot be simulated: the distance is left out")
         return None
-    data = dict(conditioned.observations)
-    if not conditioned.batch_dims:
-        data = {name: value[None] for name, value in data.items()}
+    data = batched_data(conditioned)
     missing = {name: jnp.isnan(value) for name, value in data.items()}
     if any(bool((value != value[:1]).any()) for value in missing.values()):
         notes.append(
@@ -126,44 +127,4 @@ def _typicality(
         for name, value in own.items()
     }
     found = guide.find_observations(args, kwargs, hidden, 1)
-    return typicality(features(conditioned, data), features(conditioned, found))
-
-
-def features(conditioned: ConditionedGuide, observations: Mapping[str, Array]) -> np.ndarray:
-    """What the networks make of data sets: means over the elements of plates, and their spread.
-
-    Args:
-        conditioned: The guide, and the arguments of the model.
-        observations: Data by site with a leading axis of data sets.
-
-    Returns:
-        Shape `(num_datasets, num_features)`.
-    """
-    guide: Any = conditioned.guide
-    params = conditioned.params
-    if isinstance(guide, EnsembleGuide):  # members have learned of the same simulations
-        guide, params = guide.guides[0], member_params(params, 0)
-    found = _features(guide, params, conditioned.call, dict(observations))
-    return np.asarray(found, float)
-
-
-@eqx.filter_jit
-def _features(
-    guide: Any, params: Mapping[str, Any], call: Call, observations: Mapping[str, Array]
-) -> Array:
-    def one(data: Mapping[str, Array]) -> Array:
-        steps = guide.steps(params, *call, data, guide.call_values(*call, data))
-        contexts = steps.contexts.latents
-        distinct = {id(value): value for value in contexts.values()}.values()  # groups share theirs
-        return jnp.concatenate([_pooled(value) for value in distinct])
-
-    num = len(next(iter(observations.values())))
-    rows = sum(value.size for value in observations.values()) // num
-    return jax.lax.map(one, observations, batch_size=min(max(ROWS_AT_ONCE // rows, 1), num))
-
-
-def _pooled(value: Array) -> Array:
-    """Features `(*plates, size)` as one vector."""
-    flat = value.reshape(-1, value.shape[-1])
-    mean = jnp.mean(flat, axis=0)
-    return mean if len(flat) == 1 else jnp.concatenate([mean, jnp.std(flat, axis=0)])
+    return typicality(data_contexts(conditioned, data), data_contexts(conditioned, found))

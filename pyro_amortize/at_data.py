@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from amortize_diagnostics import (
 from pyro_amortize.auto_guide import NoiseAutoGuide
 from pyro_amortize.collapse import crossed_log_probs, element_densities
 from pyro_amortize.conditioned import ConditionedGuide, total
+from pyro_amortize.contexts import batched_data, data_contexts
 from pyro_amortize.diagnosing import diagnose
 from pyro_amortize.export import posterior_tree
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
@@ -146,7 +148,13 @@ class Posterior:
         )
         return weighted
 
-    def diagnose(self, num_samples: int = 2000, *, num_simulations: int = 1000) -> Diagnosis:
+    def diagnose(
+        self,
+        num_samples: int = 2000,
+        *,
+        num_simulations: int = 1000,
+        simulated: np.ndarray | None = None,
+    ) -> Diagnosis:
         """How far to trust the answer here, and what to do next.
 
         The ESS fraction judges the guide's own draws, Pareto k-hat the weighted ones, predictive
@@ -159,17 +167,36 @@ class Posterior:
         Args:
             num_samples: Number of weighted draws for each data set.
             num_simulations: Number of simulations that the data are compared with, at least 100.
+            simulated: Contexts of simulations in place of these, from
+                `AmortizedPosterior.simulated_contexts`: made once for many data sets, or at the
+                arguments that training had, where another design is told, too.
 
         Returns:
             The diagnosis. What cannot be judged is left out with a note: weights of a model or a
             guide without density.
 
         Raises:
-            ValueError: If a number is out of range.
+            ValueError: If a number is out of range, or `simulated` is of another guide.
         """
         if num_simulations < 100:
             raise ValueError(f"num_simulations: expected at least 100, got {num_simulations}")
-        return diagnose(self._conditioned, _positive(num_samples), num_simulations)
+        return diagnose(self._conditioned, _positive(num_samples), num_simulations, simulated)
+
+    def contexts(self) -> np.ndarray:
+        """What the guide's networks make of these data, pooled over the elements of plates.
+
+        Means and spreads of the features that the densities of the latents read: an embedding for
+        `typicality` and `misspecification_test` of `amortize_diagnostics`, to be compared with
+        `AmortizedPosterior.simulated_contexts`. What the networks do not see is not in it.
+
+        Returns:
+            Shape `(num_datasets, num_features)`, with one row after `at`.
+
+        References:
+            Schmitt, Buerkner, Koethe and Radev (2023), Detecting model misspecification in
+            amortized Bayesian inference with neural networks, arXiv:2112.08866, section 3.
+        """
+        return data_contexts(self._conditioned, batched_data(self._conditioned))
 
     def nuts(
         self,

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amortize_diagnostics import Calibration, CalibrationRun
+from amortize_diagnostics import Calibration, CalibrationRun, LocalErrors
+from amortize_diagnostics.local_errors import ErrorsAtData
 from amortize_diagnostics.paired import MIN_DATASETS, check_numbers
 from pyro_amortize.arguments import given_arguments
 from pyro_amortize.conditioned import ConditionedGuide, total
+from pyro_amortize.contexts import data_contexts
 from pyro_amortize.export import dimension_names, site_arrays
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.measure import Call
@@ -22,6 +24,7 @@ from pyro_amortize.simulate import finite_rows, simulate
 from pyro_amortize.structure import ModelStructure
 
 _NUM_PAST = 1000  # simulations from which scales and reference points are learned
+_NUM_PILOT = 40  # draws of each data set from which a local check starts
 _NUM_SLOW_DRAWS = 20  # whose density is evaluated where each takes a run of the model
 
 
@@ -65,7 +68,7 @@ def known_call(
     except TypeError as error:
         raise TypeError(
             f"args: expected the model's arguments, which this guide does not know ({error}). Pass "
-            "check_calibration(args=..., kwargs=...)"
+            "args=... and kwargs=..."
         ) from error
     return call
 
@@ -74,6 +77,7 @@ def simulate_data(
     guide: AnyGuide,
     call: Call,
     num_datasets: int,
+    num_local: int,
     missing: float | Callable[[str, tuple[int, ...]], Tensor],
 ) -> SimulatedData:
     """Simulate data sets as training sees them.
@@ -82,6 +86,7 @@ def simulate_data(
         guide: The guide, set up.
         call: Arguments of the model.
         num_datasets: Number of data sets.
+        num_local: Number of other simulations, if there shall be more than 1000.
         missing: What is hidden of the data, as for `NPE`.
 
     Returns:
@@ -98,7 +103,7 @@ def simulate_data(
         )
     check_hiding(structure, missing)
     args, kwargs = call
-    num = num_datasets + _NUM_PAST
+    num = num_datasets + max(num_local, _NUM_PAST)
     sites = simulate(guide.model, num, args=args, kwargs=kwargs).sites
     latents = {site.name: sites[site.name] for site in structure.latents}
     data = {site.name: sites[site.name] for site in structure.observed}
@@ -129,13 +134,19 @@ def simulate_data(
 
 
 @torch.no_grad()
-def calibrate(conditioned: ConditionedGuide, data: SimulatedData, num_draws: int) -> Calibration:
+def calibrate(
+    conditioned: ConditionedGuide,
+    data: SimulatedData,
+    num_draws: int,
+    past: ConditionedGuide | None,
+) -> Calibration:
     """Draw from a guide at simulated data, and judge the draws by all checks.
 
     Args:
         conditioned: The guide at the observations of `data`.
         data: The simulations.
         num_draws: Number of draws for each data set.
+        past: The guide at the other simulations, for a local check; None for none.
     """
     structure, notes = conditioned.guide.structure, list(data.notes)
     num_datasets = len(next(iter(data.latents.values())))
@@ -143,9 +154,11 @@ def calibrate(conditioned: ConditionedGuide, data: SimulatedData, num_draws: int
     known = {name: value[None] for name, value in data.latents.items()}
     densities = _model_densities(conditioned, known, notes)
     log_guide = _guide_density(conditioned, known, notes)
+    rng = np.random.default_rng(int(torch.randint(2**31, ())))
+    local = None if past is None else _local_check(conditioned, past, data, rng)
     run = CalibrationRun(
         site_arrays(structure, data.latents, list(data.latents), 1),
-        np.random.default_rng(int(torch.randint(2**31, ()))),
+        rng,
         densities={name: value[0] for name, value in densities.items()},
         log_guide=None if log_guide is None else log_guide[0],
         past=site_arrays(structure, data.past[0], list(data.latents), 1),
@@ -153,6 +166,7 @@ def calibrate(conditioned: ConditionedGuide, data: SimulatedData, num_draws: int
         past_data=_flat(data.past[1]),
         dims=_latent_dimensions(structure),
         plates=list(structure.plates),
+        local=local,
         notes=notes,
     )
     num_scored = num_draws if conditioned.guide.is_vectorized else _NUM_SLOW_DRAWS
@@ -166,6 +180,22 @@ def calibrate(conditioned: ConditionedGuide, data: SimulatedData, num_draws: int
             log_guide=None if log_guide is None else log_probs.cpu().numpy(),
         )
     return run.result()
+
+
+def _local_check(
+    conditioned: ConditionedGuide,
+    past: ConditionedGuide,
+    data: SimulatedData,
+    rng: np.random.Generator,
+) -> ErrorsAtData:
+    """What a classifier learns of the guide's errors from the other simulations."""
+    structure, names = conditioned.guide.structure, list(data.latents)
+    drawn, known = (
+        site_arrays(structure, guide.sample(_NUM_PILOT), names, 2) for guide in (conditioned, past)
+    )
+    truths = site_arrays(structure, data.past[0], names, 1)
+    learned = LocalErrors(truths, known, data_contexts(past, past.observations), rng)
+    return learned.at(drawn, data_contexts(conditioned, conditioned.observations))
 
 
 def _densities(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,8 +15,8 @@ from amortize_diagnostics import (
     typicality,
 )
 from pyro_amortize.conditioned import ConditionedGuide
-from pyro_amortize.guides import EnsembleGuide
-from pyro_amortize.importance import ROWS_AT_ONCE, ImportanceSamples
+from pyro_amortize.contexts import batched_data, data_contexts
+from pyro_amortize.importance import ImportanceSamples
 from pyro_amortize.simulate import finite_rows, simulate
 
 _NUM_PREDICTED = 500  # data sets predicted for each
@@ -27,13 +24,19 @@ _NUM_LOCAL, _DEFENSIVE = 16, 0.1  # as the defaults of importance_sample
 
 
 @torch.no_grad()
-def diagnose(conditioned: ConditionedGuide, num_samples: int, num_simulations: int) -> Diagnosis:
+def diagnose(
+    conditioned: ConditionedGuide,
+    num_samples: int,
+    num_simulations: int,
+    simulated: np.ndarray | None,
+) -> Diagnosis:
     """Judge the answer of a guide at one data set, or at each of many.
 
     Args:
         conditioned: The guide at the data.
         num_samples: Number of weighted draws for each data set.
         num_simulations: Number of simulations that the data are compared with.
+        simulated: Contexts of simulations in place of these, or None.
 
     Returns:
         The diagnosis; what has no density or no simulations is left out, with a note.
@@ -41,7 +44,10 @@ def diagnose(conditioned: ConditionedGuide, num_samples: int, num_simulations: i
     notes: list[str] = []
     weighted = _weighted(conditioned, num_samples, notes)
     checks = _predictive(conditioned, weighted, num_samples)
-    far = _typicality(conditioned, num_simulations, notes)
+    if simulated is None:
+        far = _typicality(conditioned, num_simulations, notes)
+    else:
+        far = typicality(data_contexts(conditioned, batched_data(conditioned)), simulated)
     if not conditioned.batch_dims and weighted is None:
         notes.append("use the draws only after check_calibration()")
     importance = None if weighted is None else weighted.summary
@@ -99,9 +105,7 @@ def _typicality(
     if guide.structure.factors:
         notes.append("a model with a factor cannot be simulated: the distance is left out")
         return None
-    data = dict(conditioned.observations)
-    if not conditioned.batch_dims:
-        data = {name: value[None] for name, value in data.items()}
+    data = batched_data(conditioned)
     missing = {name: torch.isnan(value) for name, value in data.items()}
     if any(bool((value != value[:1]).any()) for value in missing.values()):
         notes.append(
@@ -117,39 +121,4 @@ def _typicality(
         for name, value in own.items()
     }
     found = guide.find_observations(args, kwargs, hidden, 1)
-    return typicality(features(conditioned, data), features(conditioned, found))
-
-
-@torch.no_grad()
-def features(conditioned: ConditionedGuide, observations: Mapping[str, Tensor]) -> np.ndarray:
-    """What the networks make of data sets: means over the elements of plates, and their spread.
-
-    Args:
-        conditioned: The guide, and the arguments of the model.
-        observations: Data by site with a leading axis of data sets.
-
-    Returns:
-        Shape `(num_datasets, num_features)`.
-    """
-    guide: Any = conditioned.guide
-    if isinstance(guide, EnsembleGuide):
-        guide = guide.guides[0]  # members have learned of the same simulations
-    args, kwargs = conditioned.call
-    num = len(next(iter(observations.values())))
-    rows = sum(value.numel() for value in observations.values()) // num
-    parts = []
-    for start in range(0, num, max(ROWS_AT_ONCE // rows, 1)):
-        block = slice(start, start + max(ROWS_AT_ONCE // rows, 1))
-        some = {name: value[block] for name, value in observations.items()}
-        call = guide.call_values(args, kwargs, some, 1)
-        contexts = guide.steps(args, kwargs, some, call, 1).contexts.latents
-        distinct = {id(value): value for value in contexts.values()}.values()  # groups share theirs
-        parts.append(torch.cat([_pooled(value) for value in distinct], -1))
-    return torch.cat(parts).cpu().numpy().astype(float)
-
-
-def _pooled(value: Tensor) -> Tensor:
-    """Features `(num, *plates, size)` as one vector for each data set."""
-    flat = value.reshape(len(value), -1, value.shape[-1])
-    mean = flat.mean(1)
-    return mean if flat.shape[1] == 1 else torch.cat([mean, flat.std(1, correction=0)], -1)
+    return typicality(data_contexts(conditioned, data), data_contexts(conditioned, found))

@@ -7,20 +7,25 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from amortize_diagnostics import Calibration, Diagnosis
 from amortize_diagnostics.paired import check_numbers
 from amortize_diagnostics.report import Report
+from pyro_amortize.arguments import drawn_call
 from pyro_amortize.at_data import Posterior
 from pyro_amortize.calibration import calibrate, known_call, simulate_data
 from pyro_amortize.conditioned import ConditionedGuide
+from pyro_amortize.contexts import simulated_contexts
 from pyro_amortize.densities import AnyDensity
 from pyro_amortize.embeddings import Embedding
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.history import TrainingHistory, warn_of_sizes
 from pyro_amortize.observations import data_plate_sizes
 from pyro_amortize.storage import load_guides, save_guides
+
+_NUM_CALLS = 200  # of a sampler of arguments
 
 
 class AmortizedPosterior:
@@ -132,6 +137,7 @@ class AmortizedPosterior:
         num_datasets: int = 300,
         num_draws: int = 999,
         *,
+        num_local: int = 0,
         args: tuple[Any, ...] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         missing: float | Callable[[str, tuple[int, ...]], Tensor] = 0.0,
@@ -141,6 +147,8 @@ class AmortizedPosterior:
         Simulates data sets, draws from the guide at all of them, and compares: ranks of every
         latent and of log likelihood and log joint density (SBC), coverage of regions of highest
         density, z-scores and contraction, and coverage of balls around random points (TARP).
+        With `num_local` also what a classifier has learned to tell the guide's draws from truths
+        by, given the data (L-C2ST): errors that cancel over all data sets.
         `print` shows a table with a verdict; `to_datatree` and `plot` go to ArviZ.
 
         Use it after training, whatever the objective. A pass speaks for data that the model
@@ -150,6 +158,8 @@ class AmortizedPosterior:
         Args:
             num_datasets: Number of simulated data sets, at least 50.
             num_draws: Number of draws for each of them, at least 20.
+            num_local: Number of other simulations on which the classifier of a local check is
+                trained, such as 2000, which takes some seconds; 0 for no such check.
             args: The model's positional arguments; with `kwargs`, those of set-up if both are None.
             kwargs: The model's keyword arguments.
             missing: What is hidden of the data, as for `NPE`.
@@ -158,19 +168,67 @@ class AmortizedPosterior:
             The table and what is behind it.
 
         Raises:
-            ValueError: If there are too few data sets or draws, if the model has a factor site, if
-                too few simulations are finite, if a draw is NaN, or if every latent is constant.
+            ValueError: If there are too few data sets, draws or simulations, if the model has a
+                factor site, if too few simulations are finite, if a draw is NaN, or if every
+                latent is constant.
             TypeError: If the arguments of the model are not known.
 
         References:
             See `amortize_diagnostics.CalibrationRun`.
         """
         check_numbers(num_datasets, num_draws, ("num_draws", "num_datasets"))
+        if num_local and num_local < 100:
+            raise ValueError(f"num_local: expected 0 or at least 100, got {num_local}")
         call = known_call(self.guide, args, kwargs)
         self.guide.setup(*call[0], **call[1])
-        data = simulate_data(self.guide, call, num_datasets, missing)
+        data = simulate_data(self.guide, call, num_datasets, num_local, missing)
         conditioned = self._at(*call, data.observations)
-        return calibrate(conditioned, data, num_draws)
+        past = self._at(*call, data.past[1]) if num_local else None
+        return calibrate(conditioned, data, num_draws, past)
+
+    def simulated_contexts(
+        self,
+        num_simulations: int = 1000,
+        *,
+        args: tuple[Any, ...] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        model_args: Callable[[], tuple[Any, ...] | dict[str, Any]] | None = None,
+        missing: float | Callable[[str, tuple[int, ...]], Tensor] = 0.0,
+    ) -> np.ndarray:
+        """What the guide's networks make of simulated data, to compare data with.
+
+        Pass it to `Posterior.diagnose(simulated=...)`, or with `Posterior.contexts` to
+        `typicality` and `misspecification_test` of `amortize_diagnostics`. Made as training
+        simulated, it tells data at another design, too: at covariates or sizes that the guide has
+        not seen, where `diagnose` by itself simulates at the design of the data.
+
+        Args:
+            num_simulations: Number of simulations, at least 100.
+            args: The model's positional arguments; with `kwargs`, those of set-up if both are None.
+            kwargs: The model's keyword arguments.
+            model_args: Draws the model's arguments in place of these, as for `NPE`: it is called
+                up to 200 times, and each call has its share of the simulations.
+            missing: What is hidden of the data, as for `NPE`.
+
+        Returns:
+            Shape `(num_simulations, num_features)`; with `model_args` there may be a few more, and
+            simulations that are not finite are left out.
+
+        Raises:
+            ValueError: If there are too few simulations, if arguments come from two places, or if
+                the model has a factor site.
+            TypeError: If the arguments of the model are not known, or not drawn as a tuple or dict.
+        """
+        if num_simulations < 100:
+            raise ValueError(f"num_simulations: expected at least 100, got {num_simulations}")
+        if model_args is not None and not (args is None and kwargs is None):
+            raise ValueError("args, kwargs: model_args draws the arguments; leave these out")
+        if model_args is None:
+            calls = [known_call(self.guide, args, kwargs)]
+        else:
+            calls = [drawn_call(model_args()) for _ in range(min(num_simulations, _NUM_CALLS))]
+        self.guide.setup(*calls[0][0], **calls[0][1])
+        return simulated_contexts(self.guide, calls, num_simulations, missing)
 
     def report(
         self,

@@ -279,6 +279,9 @@ class NumPyroHost:
     def diagnose(self, posterior, num, seed=0, **options):
         return posterior.diagnose(num, rng_key=self.key(seed), **options)
 
+    def simulated_contexts(self, amortized, num, seed=0, **options):
+        return amortized.simulated_contexts(num, rng_key=self.key(seed), **options)
+
     def nuts(self, posterior, num, seed=0, **options):
         return posterior.nuts(num, rng_key=self.key(seed), **options)
 
@@ -636,6 +639,10 @@ class PyroHost:
     def diagnose(self, posterior, num, seed=0, **options):
         self.seed(seed)
         return posterior.diagnose(num, **options)
+
+    def simulated_contexts(self, amortized, num, seed=0, **options):
+        self.seed(seed)
+        return amortized.simulated_contexts(num, **options)
 
     def nuts(self, posterior, num, seed=0, **options):
         self.seed(seed)

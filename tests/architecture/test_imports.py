@@ -65,6 +65,7 @@ LAYERS = (
         "standard_space",
         "recorded_gradient",
         "conditioned",
+        "contexts",
         "calibration",
         "importance",
         "collapse",

@@ -50,6 +50,24 @@ def test_blocks_that_memory_sets_hold_all_draws_and_no_more(host, monkeypatch):
     assert np.all(found.pit["z"] < 1)
 
 
+@pytest.mark.compiles
+def test_a_classifier_judges_the_guide_given_the_data(host):
+    """A guide with random weights is wrong everywhere; local latents and data with gaps too."""
+    found = judged(host, "nested_groups", 60, 40, num_local=300)
+    row = next(row for row in found.rows if row.check == "local (L-C2ST)")
+    assert row.is_rejected
+    assert found.local_errors.shape == (60,)
+    assert found.to_datatree()["prior_sbc"]["local"].sizes == {"chain": 1, "draw": 60}
+
+
+@pytest.mark.compiles
+def test_a_classifier_accepts_a_trained_guide(host, conjugate):
+    found = host.check_calibration(conjugate, 300, 99, num_local=1000)
+    assert found.is_accepted
+    wrong = host.check_calibration(host.shifted(conjugate, 0.12), 300, 99, num_local=1000)
+    assert "wrong given the data" in str(wrong)
+
+
 def test_local_latents_are_ranked_one_by_one_and_pooled(host):
     found = judged(host, "eight_schools_noncentered")
     checks = [(row.site, row.check) for row in found.rows]
@@ -170,6 +188,8 @@ def test_bad_input_raises(host):
         host.check_calibration(amortized, 49)
     with pytest.raises(ValueError, match="num_draws: expected at least 20 draws"):
         host.check_calibration(amortized, 50, 19)
+    with pytest.raises(ValueError, match="num_local: expected 0 or at least 100, got 99"):
+        host.check_calibration(amortized, 50, 20, num_local=99)
     factor = host.models.with_factor
     amortized = host.scrambled(factor, small_guide(host, factor, observed="y"))
     with pytest.raises(ValueError, match="factor site 'push': simulations do not see a factor"):

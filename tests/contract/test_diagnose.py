@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from amortize_diagnostics import misspecification_test, typicality
+from tests.backends import host as host_of
 from tests.backends import small_guide
+from tests.conftest import require
 from tests.problems import PROBLEMS
 
 X = np.linspace(-0.5, 1.0, 20).astype("float32")
@@ -53,6 +56,82 @@ def test_data_unlike_the_simulations_are_flagged(host):
 
 
 @pytest.mark.compiles
+def test_another_design_is_flagged(host):
+    """Covariates unlike those of training: 200 data sets of the model itself, five at each design.
+
+    Beside the model's simulations at their own design, nothing is wrong with them.
+    """
+    problem, model = PROBLEMS["line"], host.models.line_through
+
+    def design(rng):
+        return (rng.normal(size=problem.num_rows),)
+
+    guide = small_guide(host, model, observed="y", inputs={"x": "rows"})
+    amortized = host.untrained(model, guide, host.array(np.linspace(-1, 1, problem.num_rows)))
+    simulated = host.simulated_contexts(amortized, 2000, model_args=host.model_args(design))
+    assert simulated.shape[0] == 2000
+
+    def contexts(x, rng):
+        y = problem.sample_joint(rng, 5, x)[1]["y"]
+        posterior = amortized.at_each(host.array(x), observations={"y": host.array(y)})
+        return posterior, posterior.contexts()
+
+    rng = np.random.default_rng(2)
+    cases = {"as in training": (0, 1), "shifted": (3, 1), "narrow": (0, 0.1)}
+    for name, (shift, scale) in cases.items():
+        designs = [shift + scale * design(rng)[0] for _ in range(NUM // 5)]
+        found = [contexts(x, rng) for x in designs]
+        observed = np.concatenate([part for _, part in found])
+        flagged = typicality(observed, simulated).p_value < 0.05
+        if name == "as in training":
+            assert 0.01 < flagged.mean() < 0.1
+            assert misspecification_test(observed[::5], simulated[::5], rng).p_value > 0.05
+            continue
+        assert flagged.mean() >= 0.95, name
+        posterior, own = found[0]
+        told = host.diagnose(posterior, 30, simulated=simulated).typicality
+        np.testing.assert_allclose(told.distance, typicality(own, simulated).distance)
+        assert host.diagnose(posterior, 30).typicality.p_value.max() > 0.05, name
+
+
+@pytest.mark.compiles
+def test_another_number_of_rows_is_flagged(host):
+    model = host.models.rows_of_any_number
+    guide = small_guide(host, model, observed="y", sizes={"num_rows": "rows"})
+    amortized = host.scrambled(model, guide, 6, scale=0.05)
+    sizes = host.model_args(lambda rng: (int(rng.integers(4, 9)),))
+    simulated = host.simulated_contexts(amortized, 1000, model_args=sizes)
+    own, other = (
+        typicality(
+            amortized.at_each(
+                num, observations={"y": host.simulate(model, NUM, args=(num,))["y"]}
+            ).contexts(),
+            simulated,
+        ).p_value
+        < 0.05
+        for num in (6, 40)
+    )
+    assert own.mean() < 0.1
+    assert other.mean() >= 0.95
+
+
+def test_numpyro_padding_changes_no_contexts():
+    """In Pyro nothing is compiled, and nothing padded."""
+    require("numpyro")
+    host = host_of("numpyro")
+    module, model = host.module("contexts"), host.models.rows_of_any_number
+    guide = small_guide(host, model, observed="y", sizes={"num_rows": "rows"})
+    amortized = host.scrambled(model, guide, 6, scale=0.1)
+    pad = module._padding(guide, [((4,), {}), ((6,), {})])
+    padded = pad(((6,), {}))
+    data = {"y": host.simulate(model, 3, args=(16,))["y"]}
+    assert padded.call == ((16,), {})
+    extended = module._contexts(guide, amortized.params, padded.call, data, padded.true_sizes)
+    posterior = amortized.at_each(6, observations={"y": data["y"][:, :6]})
+    np.testing.assert_allclose(extended, posterior.contexts(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.compiles
 def test_missing_values_are_hidden_from_the_simulations_too(host):
     model = host.models.rows_of_any_number
     guide = small_guide(host, model, observed="y", missing="y", sizes={"num_rows": "rows"})
@@ -66,6 +145,8 @@ def test_missing_values_are_hidden_from_the_simulations_too(host):
     some = host.diagnose(many, 200)
     assert some.typicality is None
     assert "the data sets miss different values" in some.notes[0]
+    simulated = host.simulated_contexts(amortized, 500, args=(6,), missing=0.8)
+    assert host.diagnose(many, 200, simulated=simulated).typicality.p_value.min() > 0.01
 
 
 @pytest.mark.compiles
@@ -75,13 +156,15 @@ def test_plates_and_ensembles(host):
         host.scrambled(model, small_guide(host, model, observed="y"), scale=0.02, seed=seed)
         for seed in (0, 1)
     ]
-    posterior = host.ensemble(members).at_each(observations={"y": host.array(y)})
+    ensemble = host.ensemble(members)
+    posterior = ensemble.at_each(observations={"y": host.array(y)})
     found = host.diagnose(posterior, 60)
     assert found.num_datasets == 3
     assert found.typicality.p_value.shape == (3,)
     assert found.importance.local_ess_fraction.shape == (3,)
     assert np.all(found.importance.own_ess_fraction <= found.importance.local_ess_fraction)
     assert sorted(found.order.tolist()) == [0, 1, 2]
+    assert posterior.contexts().shape[1] == host.simulated_contexts(ensemble, 100).shape[1]
 
 
 @pytest.mark.compiles
@@ -116,3 +199,14 @@ def test_numbers_out_of_range(host):
         posterior.diagnose(num_simulations=50)
     with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
         posterior.diagnose(0)
+    with pytest.raises(ValueError, match="observed and simulated: expected shapes"):
+        host.diagnose(posterior, 30, simulated=np.zeros((100, 1)))
+    amortized = conjugate(host)
+    with pytest.raises(ValueError, match="num_simulations: expected at least 100, got 99"):
+        host.simulated_contexts(amortized, 99)
+    with pytest.raises(ValueError, match="args, kwargs: model_args draws the arguments"):
+        host.simulated_contexts(amortized, 100, args=(), model_args=host.model_args(lambda _: ()))
+    factor = host.models.with_factor
+    amortized = host.untrained(factor, small_guide(host, factor, observed="y"))
+    with pytest.raises(ValueError, match="factor site 'push': simulations do not see a factor"):
+        host.simulated_contexts(amortized, 100)
