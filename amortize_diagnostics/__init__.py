@@ -46,6 +46,7 @@ from amortize_diagnostics.misspecification import Typicality, misspecification_t
 from amortize_diagnostics.multiplicity import holm, pooled_uniformity
 from amortize_diagnostics.predictive import PredictiveChecks, predictive_checks
 from amortize_diagnostics.ranks import EcdfTest, RankStatistics, ecdf_test, posterior_ranks
+from amortize_diagnostics.sensitivity import Sensitivity
 from amortize_diagnostics.tarp import Tarp, reference_points, tarp
 from amortize_diagnostics.two_sample import ClassifierTest, LocalC2ST, c2st
 
@@ -69,6 +70,7 @@ __all__ = [
     "PredictiveChecks",
     "RankStatistics",
     "Recovery",
+    "Sensitivity",
     "SiteRates",
     "SlicedWasserstein",
     "Tarp",

@@ -21,9 +21,9 @@ from numpyro_amortize.guides import AmortizedGuide, AnyGuide, EnsembleGuide
 from numpyro_amortize.history import TrainingHistory
 from numpyro_amortize.measure import Call
 from numpyro_amortize.objectives import NPE
+from numpyro_amortize.objectives.bank import nonfinite_message
 from numpyro_amortize.objectives.gradients import check_gradients
 from numpyro_amortize.objectives.mixed import parts_of, simulating_part
-from numpyro_amortize.objectives.npe import nonfinite_message
 from numpyro_amortize.padding import CallPadding, PaddedCall
 from numpyro_amortize.posterior import AmortizedPosterior
 from numpyro_amortize.simulate import simulate

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,6 +16,8 @@ from numpyro_amortize.structure import ModelStructure
 _NORMAL_IQR = 1.3489795003921634  # interquartile range of a standard normal
 
 Moments = tuple[Array, Array]
+
+STANDARDISATION = "amortized$standardisation"  # the constants among parameters of the host
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,17 @@ class Standardisation:
                 start = end
             groups.append(group)
         return cls(*groups)
+
+    @classmethod
+    def from_params(cls, structure: ModelStructure, params: Mapping[str, Any]) -> Standardisation:
+        """The constants of a guide among parameters of the host; no gradient reaches them.
+
+        Args:
+            structure: The structure of the model.
+            params: Parameters by name.
+        """
+        vector = jax.lax.stop_gradient(params[STANDARDISATION])
+        return cls.from_vector(structure, vector[1:] / vector[0])
 
     def with_times(self, names: Iterable[str]) -> Standardisation:
         """The same with one location and scale for all steps of inputs that are times.

@@ -12,6 +12,7 @@ from torch import Tensor
 from amortize_diagnostics import (
     Diagnosis,
     MutualInformation,
+    Sensitivity,
     SiteRates,
     mutual_information,
     site_rates,
@@ -25,6 +26,7 @@ from pyro_amortize.export import posterior_tree
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.importance import ImportanceSamples
 from pyro_amortize.nuts import NUTSSamples, nuts_samples
+from pyro_amortize.sensitivity import sensitivity
 from pyro_amortize.simulate import simulate
 from pyro_amortize.structure import ModelStructure
 
@@ -197,6 +199,45 @@ class Posterior:
             amortized Bayesian inference with neural networks, arXiv:2112.08866, section 3.
         """
         return data_contexts(self._conditioned, batched_data(self._conditioned))
+
+    def sensitivity(
+        self,
+        radii: Sequence[float] = (0.1, 0.3, 1.0),
+        *,
+        num_samples: int = 200,
+        num_steps: int = 20,
+    ) -> Sensitivity:
+        """The small changes of the data that move the guide's answer most, and how far.
+
+        `max KL(q(. | x) || q(. | x + d))` over changes of the continuous data of Euclidean length
+        `|d| <= r` in units of their standardisation, by ascent from both sides of the direction
+        in which the Fisher information about the data is largest, valued at draws of its own.
+
+        Use it to see whether an answer hangs on details of the data, before and after training
+        with `FisherRegularized`. It says nothing of whether the answer is right.
+
+        Args:
+            radii: Lengths r of the changes, all data of a data set together.
+            num_samples: Draws from which a divergence is estimated.
+            num_steps: Steps of the ascent at each radius.
+
+        Returns:
+            Divergences in nats, the information, and the changes; `print` shows a few lines.
+
+        Raises:
+            ValueError: If a number is out of range, or if no observed site is continuous.
+            TypeError: If the guide has no density.
+
+        References:
+            Gloeckler, Deistler and Macke (2023), Adversarial robustness of amortized Bayesian
+            inference, arXiv:2305.14984.
+        """
+        if not len(radii) or min(radii) <= 0:
+            raise ValueError(f"radii: expected positive numbers, got {tuple(radii)}")
+        for name, least, value in (("num_samples", 2, num_samples), ("num_steps", 0, num_steps)):
+            if value < least:
+                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        return sensitivity(self._conditioned, radii, num_samples, num_steps)
 
     def nuts(
         self,

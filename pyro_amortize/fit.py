@@ -18,9 +18,9 @@ from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.history import TrainingHistory
 from pyro_amortize.measure import Call
 from pyro_amortize.objectives import NPE
+from pyro_amortize.objectives.bank import nonfinite_message
 from pyro_amortize.objectives.gradients import check_gradients
 from pyro_amortize.objectives.mixed import parts_of, simulating_part
-from pyro_amortize.objectives.npe import nonfinite_message
 from pyro_amortize.posterior import AmortizedPosterior
 from pyro_amortize.simulate import simulate
 from pyro_amortize.tracing import plate_sizes

@@ -282,6 +282,9 @@ class NumPyroHost:
     def simulated_contexts(self, amortized, num, seed=0, **options):
         return amortized.simulated_contexts(num, rng_key=self.key(seed), **options)
 
+    def sensitivity(self, posterior, radii, seed=0, **options):
+        return posterior.sensitivity(radii, rng_key=self.key(seed), **options)
+
     def nuts(self, posterior, num, seed=0, **options):
         return posterior.nuts(num, rng_key=self.key(seed), **options)
 
@@ -643,6 +646,10 @@ class PyroHost:
     def simulated_contexts(self, amortized, num, seed=0, **options):
         self.seed(seed)
         return amortized.simulated_contexts(num, **options)
+
+    def sensitivity(self, posterior, radii, seed=0, **options):
+        self.seed(seed)
+        return posterior.sensitivity(radii, **options)
 
     def nuts(self, posterior, num, seed=0, **options):
         self.seed(seed)

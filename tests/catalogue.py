@@ -56,6 +56,7 @@ CATALOGUE = (
     Entry("ConsistencyDensity", "density", ("two_mode_sign",), OTHER),
     Entry("ContinuousFlowDensity", "density", ("linear_gaussian_2", "conjugate_normal"), OTHER),
     Entry("CountDensity", "density", ("poisson_count",), OTHER),
+    Entry("FisherRegularized", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("DIPELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("InfoELBO", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("IWAE", "objective", ("conjugate_normal",), GAUSSIAN),

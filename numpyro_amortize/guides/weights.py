@@ -12,11 +12,10 @@ from jax import Array
 from numpyro import handlers
 
 from numpyro_amortize.guides.chain import PosteriorChain
-from numpyro_amortize.standardisation import Standardisation
+from numpyro_amortize.standardisation import STANDARDISATION, Standardisation
 from numpyro_amortize.structure import ModelStructure
 
 PARAMS = "amortized$params"
-STANDARDISATION = "amortized$standardisation"
 
 
 class NamedWeights:
@@ -48,8 +47,7 @@ class NamedWeights:
         """The chain and the constants at given parameters of the host."""
         leaves = [params[PARAMS][name] for name in self._initial]
         arrays = jax.tree_util.tree_unflatten(self._treedef, leaves)
-        vector = jax.lax.stop_gradient(params[STANDARDISATION])
-        constants = Standardisation.from_vector(self._structure, vector[1:] / vector[0])
+        constants = Standardisation.from_params(self._structure, params)
         return eqx.combine(arrays, self._static), constants
 
 

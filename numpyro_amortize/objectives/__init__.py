@@ -2,6 +2,7 @@
 
 from numpyro_amortize.objectives.data_emphasized_elbo import DataEmphasizedELBO
 from numpyro_amortize.objectives.dip_elbo import DIPELBO
+from numpyro_amortize.objectives.fisher_regularized import FisherRegularized
 from numpyro_amortize.objectives.info_elbo import InfoELBO
 from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.mixed import Mixed
@@ -20,6 +21,7 @@ __all__ = [
     "RWS",
     "VIS",
     "DataEmphasizedELBO",
+    "FisherRegularized",
     "InfoELBO",
     "Mixed",
     "SelfConsistency",

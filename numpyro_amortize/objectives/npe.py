@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from numpyro.infer.elbo import ELBO
 from numpyro_amortize.arguments import bound_arguments, drawn_call
 from numpyro_amortize.layout import pack
 from numpyro_amortize.missing import check_hiding, hide_some, mark_missing
-from numpyro_amortize.objectives.bank import check_constants, draw_rows, held_out_rows
+from numpyro_amortize.objectives.bank import check_bank, check_constants, draw_rows, held_out_rows
 from numpyro_amortize.objectives.gradients import check_single
 from numpyro_amortize.obs_mask import JoinedModel
 from numpyro_amortize.pooling import existing
@@ -55,6 +55,28 @@ class ScoresLatents(Protocol):
         rng_key: Array,
     ) -> dict[str, Array]:
         """Minus the log density of every latent site at given values, or a loss in its place."""
+
+
+class Drawn(NamedTuple):
+    """Simulations of one step.
+
+    Args:
+        call: The arguments of the model.
+        latents: Latents by site, one row for each simulation.
+        observations: Data by site as the guide may see them.
+        moments: The model's location and scale at conditional sites, or None.
+        is_used: Which rows count.
+        is_finite: Which are finite.
+        key: For what else is random in the step.
+    """
+
+    call: tuple[tuple[Any, ...], dict[str, Any]]
+    latents: dict[str, Array]
+    observations: dict[str, Array]
+    moments: Any
+    is_used: Array
+    is_finite: Array
+    key: Array
 
 
 class NPE(ELBO):
@@ -112,12 +134,8 @@ class NPE(ELBO):
             raise ValueError(
                 "simulations: a bank belongs to one set of model arguments; leave out model_args"
             )
-        if simulations is not None and len(simulations) < 20:
-            raise ValueError(
-                f"simulations: expected at least 20 to hold some out, got {len(simulations)}"
-            )
-        if simulations is not None and simulations.nonfinite and nonfinite == "raise":
-            raise ValueError(nonfinite_message(simulations))
+        if simulations is not None:
+            check_bank(simulations, nonfinite)
         if not callable(missing) and not 0 <= missing < 1:
             raise ValueError(f"missing: expected a fraction from 0 to below 1, got {missing}")
         super().__init__(num_particles=1)
@@ -164,7 +182,7 @@ class NPE(ELBO):
     ) -> tuple[Array, Array]:
         """The loss, and the number of simulations that were not finite."""
         call = args, kwargs
-        sites, is_finite = self._site_losses(rng_key, param_map, model, guide, call)
+        sites, is_finite = self._training_losses(rng_key, param_map, model, guide, call)
         return _total(sites), jnp.sum(~is_finite)
 
     def site_losses(
@@ -178,7 +196,7 @@ class NPE(ELBO):
     ) -> dict[str, Array]:
         """The terms of the loss by latent site."""
         call = args, kwargs
-        return self._site_losses(rng_key, param_map, model, guide, call)[0]
+        return self._training_losses(rng_key, param_map, model, guide, call)[0]
 
     def held_out_loss(
         self,
@@ -194,7 +212,8 @@ class NPE(ELBO):
         if self.simulations is not None:
             num_rows, own_key = self.num_simulations, jax.random.fold_in(rng_key, 0)
             rows = draw_rows(len(self.simulations), num_rows, own_key, is_held_out=True)
-        return _total(self._site_losses(rng_key, param_map, model, guide, call, rows)[0])
+        losses, drawn = self._row_losses(rng_key, param_map, model, guide, call, rows)
+        return _total(means(losses, drawn.is_used))
 
     def bank_loss(
         self,
@@ -231,8 +250,8 @@ class NPE(ELBO):
         def one(batch: tuple[Array, Array]) -> tuple[Array, Array]:
             numbers, key = batch
             rows = held_out[jnp.minimum(numbers, num_held_out - 1)]
-            losses, is_used, _ = self._row_losses(key, param_map, model, guide, call, rows)
-            is_used &= numbers < num_held_out
+            losses, drawn = self._row_losses(key, param_map, model, guide, call, rows)
+            is_used = drawn.is_used & (numbers < num_held_out)
             return jnp.sum(_total(losses), where=is_used), jnp.sum(is_used)
 
         totals, nums_used = jax.lax.map(one, (numbers, jax.random.split(rng_key, num_batches)))
@@ -266,26 +285,22 @@ class NPE(ELBO):
         Args:
             simulations: The bank.
         """
-        return NPE(
-            self.num_simulations,
-            simulations=simulations,
-            nonfinite=self.nonfinite,
-            missing=self.missing,
-        )
+        check_bank(simulations, self.nonfinite)
+        own = copy.copy(self)
+        own.model_args, own.simulations = None, simulations
+        return own
 
-    def _site_losses(
+    def _training_losses(
         self,
         rng_key: Array,
         param_map: Mapping[str, Any],
         model: Callable[..., Any],
         guide: ScoresLatents,
         call: tuple[tuple[Any, ...], dict[str, Any]],
-        rows: Array | None = None,
     ) -> tuple[dict[str, Array], Array]:
         """The mean loss of each latent site, and which simulations are finite."""
-        losses, is_used, is_finite = self._row_losses(rng_key, param_map, model, guide, call, rows)
-        weights = is_used / jnp.sum(is_used)
-        return {name: jnp.sum(weights * loss) for name, loss in losses.items()}, is_finite
+        losses, drawn = self._row_losses(rng_key, param_map, model, guide, call, None)
+        return means(losses, drawn.is_used), drawn.is_finite
 
     def _row_losses(
         self,
@@ -295,11 +310,37 @@ class NPE(ELBO):
         guide: ScoresLatents,
         call: tuple[tuple[Any, ...], dict[str, Any]],
         rows: Array | None,
-    ) -> tuple[dict[str, Array], Array, Array]:
-        """Losses of a site at each simulation, and which of these are used and which finite.
+    ) -> tuple[dict[str, Array], Drawn]:
+        """Losses of a site at each simulation, and these."""
+        drawn = self._draw(rng_key, param_map, model, guide, call, rows)
+        args, kwargs = drawn.call
+        terms = guide.site_losses(
+            param_map,
+            args,
+            kwargs,
+            drawn.latents,
+            drawn.observations,
+            batch_dims=1,
+            conditionals=drawn.moments,
+            true_sizes=self._true_sizes,
+            rng_key=jax.random.fold_in(drawn.key, _LOSSES),
+        )
+        structure = guide.structure
+        losses = {
+            name: self._mean_over_elements(structure, name, term) for name, term in terms.items()
+        }
+        return losses, drawn
 
-        Simulations are drawn, or are the given rows of the bank, or random ones for training.
-        """
+    def _draw(
+        self,
+        rng_key: Array,
+        param_map: Mapping[str, Any],
+        model: Callable[..., Any],
+        guide: ScoresLatents,
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        rows: Array | None,
+    ) -> Drawn:
+        """Simulations, or the given rows of the bank, or random ones of it for training."""
         check_single(guide, self)
         check_guide(guide)
         argument_key, rng_key, missing_key = jax.random.split(rng_key, 3)
@@ -344,21 +385,15 @@ class NPE(ELBO):
         if self.nonfinite == "drop":
             is_used &= is_finite
         values, moments = _fill_rows((values, moments), is_used)
-        terms = guide.site_losses(
-            param_map,
-            args,
-            kwargs,
+        return Drawn(
+            (args, kwargs),
             {site.name: values[site.name] for site in structure.latents},
             self._hidden(missing_key, guide, values, args, kwargs),
-            batch_dims=1,
-            conditionals=moments,
-            true_sizes=self._true_sizes,
-            rng_key=jax.random.fold_in(rng_key, _LOSSES),
+            moments,
+            is_used,
+            is_finite,
+            rng_key,
         )
-        losses = {
-            name: self._mean_over_elements(structure, name, term) for name, term in terms.items()
-        }
-        return losses, is_used, is_finite
 
     def _mean_over_elements(self, structure: ModelStructure, name: str, part: Array) -> Array:
         """The mean of losses over the plate elements that exist, one per simulation."""
@@ -384,6 +419,17 @@ class NPE(ELBO):
         data = {site.name: values[site.name] for site in structure.observed}
         data = hide_some(structure, data, self.missing, rng_key)
         return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
+
+
+def means(losses: Mapping[str, Array], is_used: Array) -> dict[str, Array]:
+    """Means of losses over the rows that count.
+
+    Args:
+        losses: One for each row, by site.
+        is_used: Which rows count.
+    """
+    weights = is_used / jnp.sum(is_used)
+    return {name: jnp.sum(weights * loss) for name, loss in losses.items()}
 
 
 def _total(losses: Mapping[str, Array]) -> Array:
@@ -422,16 +468,6 @@ def _check_subsamples(
                 f"run, and the arguments {read} go with them. Train on the whole plate, or use a "
                 "bound of the host such as Trace_ELBO"
             )
-
-
-def nonfinite_message(simulations: Simulations) -> str:
-    """An error text that counts the runs that are not finite, by site."""
-    counts = ", ".join(f"'{name}': {count}" for name, count in simulations.nonfinite.items())
-    return (
-        f"simulations are not finite in runs (of {len(simulations)}) at sites {{{counts}}}. Mend "
-        "the model or its priors; or pass NPE(nonfinite='drop') to leave such runs out, which "
-        "is right if real data are always finite"
-    )
 
 
 def _fill_rows(tree: Any, is_used: Array) -> Any:

@@ -2,6 +2,7 @@
 
 from pyro_amortize.objectives.data_emphasized_elbo import DataEmphasizedELBO
 from pyro_amortize.objectives.dip_elbo import DIPELBO
+from pyro_amortize.objectives.fisher_regularized import FisherRegularized
 from pyro_amortize.objectives.info_elbo import InfoELBO
 from pyro_amortize.objectives.iwae import IWAE
 from pyro_amortize.objectives.mixed import Mixed
@@ -20,6 +21,7 @@ __all__ = [
     "RWS",
     "VIS",
     "DataEmphasizedELBO",
+    "FisherRegularized",
     "InfoELBO",
     "Mixed",
     "SelfConsistency",

@@ -46,3 +46,23 @@ def check_constants(constants: Sequence[str], bank: Simulations) -> None:
                 f"simulations: site '{name}' is a constant of the guide's model but is drawn in "
                 "this bank. Make it after guide.setup(...), with simulate(guide.model, ...)"
             )
+
+
+def check_bank(simulations: Simulations, nonfinite: str) -> None:
+    """Raise a ValueError if a bank of simulations has too few that are finite."""
+    if len(simulations) < 20:
+        raise ValueError(
+            f"simulations: expected at least 20 to hold some out, got {len(simulations)}"
+        )
+    if simulations.nonfinite and nonfinite == "raise":
+        raise ValueError(nonfinite_message(simulations))
+
+
+def nonfinite_message(simulations: Simulations) -> str:
+    """An error text that counts the runs that are not finite, by site."""
+    counts = ", ".join(f"'{name}': {count}" for name, count in simulations.nonfinite.items())
+    return (
+        f"simulations are not finite in runs (of {len(simulations)}) at sites {{{counts}}}. Mend "
+        "the model or its priors; or pass NPE(nonfinite='drop') to leave such runs out, which "
+        "is right if real data are always finite"
+    )

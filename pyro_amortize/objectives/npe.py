@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from pyro import poutine
@@ -14,7 +15,13 @@ from torch import Tensor
 from pyro_amortize.arguments import bound_arguments, drawn_call
 from pyro_amortize.layout import pack
 from pyro_amortize.missing import check_hiding, hide_some, mark_missing
-from pyro_amortize.objectives.bank import check_constants, draw_rows, held_out_rows
+from pyro_amortize.objectives.bank import (
+    check_bank,
+    check_constants,
+    draw_rows,
+    held_out_rows,
+    nonfinite_message,
+)
 from pyro_amortize.objectives.gradients import check_single
 from pyro_amortize.obs_mask import JoinedModel
 from pyro_amortize.simulate import Simulations, finite_rows, simulate, simulate_rows
@@ -55,6 +62,26 @@ class ScoresLatents(Protocol):
         conditionals: Mapping[str, Moments] | None = None,
     ) -> dict[str, Tensor]:
         """Minus the log density of every latent site at given values, or a loss in its place."""
+
+
+class Drawn(NamedTuple):
+    """Simulations of one step.
+
+    Args:
+        call: The arguments of the model.
+        latents: Latents by site, one row for each simulation.
+        observations: Data by site as the guide may see them.
+        moments: The model's location and scale at conditional sites, or None.
+        is_used: Which rows count.
+        is_finite: Which are finite.
+    """
+
+    call: tuple[tuple[Any, ...], dict[str, Any]]
+    latents: dict[str, Tensor]
+    observations: dict[str, Tensor]
+    moments: Any
+    is_used: Tensor
+    is_finite: Tensor
 
 
 class NPE(ELBO):
@@ -110,12 +137,8 @@ class NPE(ELBO):
             raise ValueError(
                 "simulations: a bank belongs to one set of model arguments; leave out model_args"
             )
-        if simulations is not None and len(simulations) < 20:
-            raise ValueError(
-                f"simulations: expected at least 20 to hold some out, got {len(simulations)}"
-            )
-        if simulations is not None and simulations.nonfinite and nonfinite == "raise":
-            raise ValueError(nonfinite_message(simulations))
+        if simulations is not None:
+            check_bank(simulations, nonfinite)
         if not callable(missing) and not 0 <= missing < 1:
             raise ValueError(f"missing: expected a fraction from 0 to below 1, got {missing}")
         super().__init__(num_particles=1)
@@ -182,14 +205,14 @@ class NPE(ELBO):
         self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """The loss, and the number of simulations that were not finite."""
-        sites, is_finite = self._site_losses(model, guide, (args, kwargs))
+        sites, is_finite = self._training_losses(model, guide, (args, kwargs))
         return _total(sites), (~is_finite).sum()
 
     def site_losses(
         self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:
         """The terms of the loss by latent site."""
-        return self._site_losses(model, guide, (args, kwargs))[0]
+        return self._training_losses(model, guide, (args, kwargs))[0]
 
     def held_out_loss(
         self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any
@@ -198,7 +221,8 @@ class NPE(ELBO):
         rows = None
         if self.simulations is not None:
             rows = draw_rows(len(self.simulations), self.num_simulations, is_held_out=True)
-        return _total(self._site_losses(model, guide, (args, kwargs), rows)[0])
+        losses, drawn = self._row_losses(model, guide, (args, kwargs), rows)
+        return _total(means(losses, drawn.is_used))
 
     @torch.no_grad()
     def bank_loss(self, model: Callable[..., Any], guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -220,9 +244,9 @@ class NPE(ELBO):
             raise ValueError("simulations: there is no bank, of which a part would be held out")
         total, num_used = torch.zeros(()), torch.zeros((), dtype=torch.int)
         for rows in held_out_rows(len(self.simulations)).split(self.num_simulations):
-            losses, is_used, _ = self._row_losses(model, guide, (args, kwargs), rows)
-            total = total + _total(losses)[is_used].sum()
-            num_used = num_used + is_used.sum()
+            losses, drawn = self._row_losses(model, guide, (args, kwargs), rows)
+            total = total + _total(losses)[drawn.is_used].sum()
+            num_used = num_used + drawn.is_used.sum()
         return total / num_used
 
     def draw_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -238,12 +262,9 @@ class NPE(ELBO):
 
     def with_fixed_arguments(self) -> NPE:
         """This objective without its sampler of arguments, for one step of a training loop."""
-        return NPE(
-            self.num_simulations,
-            simulations=self.simulations,
-            nonfinite=self.nonfinite,
-            missing=self.missing,
-        )
+        own = copy.copy(self)
+        own.model_args = None
+        return own
 
     def on_bank(self, simulations: Simulations) -> NPE:
         """This objective on a fixed bank of simulations.
@@ -251,24 +272,20 @@ class NPE(ELBO):
         Args:
             simulations: The bank.
         """
-        return NPE(
-            self.num_simulations,
-            simulations=simulations,
-            nonfinite=self.nonfinite,
-            missing=self.missing,
-        )
+        check_bank(simulations, self.nonfinite)
+        own = copy.copy(self)
+        own.model_args, own.simulations = None, simulations
+        return own
 
-    def _site_losses(
+    def _training_losses(
         self,
         model: Callable[..., Any],
         guide: ScoresLatents,
         call: tuple[tuple[Any, ...], dict[str, Any]],
-        rows: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The mean loss of each latent site, and which simulations are finite."""
-        losses, is_used, is_finite = self._row_losses(model, guide, call, rows)
-        weights = is_used / is_used.sum()
-        return {name: (weights * loss).sum() for name, loss in losses.items()}, is_finite
+        losses, drawn = self._row_losses(model, guide, call, None)
+        return means(losses, drawn.is_used), drawn.is_finite
 
     def _row_losses(
         self,
@@ -276,11 +293,29 @@ class NPE(ELBO):
         guide: ScoresLatents,
         call: tuple[tuple[Any, ...], dict[str, Any]],
         rows: Tensor | None,
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Losses of a site at each simulation, and which of these are used and which finite.
+    ) -> tuple[dict[str, Tensor], Drawn]:
+        """Losses of a site at each simulation, and these."""
+        drawn = self._draw(model, guide, call, rows)
+        args, kwargs = drawn.call
+        terms = guide.site_losses(
+            args,
+            kwargs,
+            drawn.latents,
+            drawn.observations,
+            batch_dims=1,
+            conditionals=drawn.moments,
+        )
+        losses = {name: term.reshape(len(term), -1).mean(1) for name, term in terms.items()}
+        return losses, drawn
 
-        Simulations are drawn, or are the given rows of the bank, or random ones for training.
-        """
+    def _draw(
+        self,
+        model: Callable[..., Any],
+        guide: ScoresLatents,
+        call: tuple[tuple[Any, ...], dict[str, Any]],
+        rows: Tensor | None,
+    ) -> Drawn:
+        """Simulations, or the given rows of the bank, or random ones of it for training."""
         check_single(guide, self)
         check_guide(guide)
         args, kwargs = call if self.model_args is None else self.draw_arguments()
@@ -329,16 +364,14 @@ class NPE(ELBO):
                 name: (_fill_rows(loc, is_used), _fill_rows(scale, is_used))
                 for name, (loc, scale) in moments.items()
             }
-        terms = guide.site_losses(
-            args,
-            kwargs,
+        return Drawn(
+            (args, kwargs),
             {site.name: values[site.name] for site in structure.latents},
             self._hidden(guide, values, args, kwargs),
-            batch_dims=1,
-            conditionals=moments,
+            moments,
+            is_used,
+            is_finite,
         )
-        losses = {name: term.reshape(len(term), -1).mean(1) for name, term in terms.items()}
-        return losses, is_used, is_finite
 
     def _fill_bank(
         self,
@@ -370,6 +403,17 @@ class NPE(ELBO):
         data = {site.name: values[site.name] for site in structure.observed}
         data = hide_some(structure, data, self.missing)
         return mark_missing(structure, bound_arguments(guide.model, args, kwargs).arguments, data)
+
+
+def means(losses: Mapping[str, Tensor], is_used: Tensor) -> dict[str, Tensor]:
+    """Means of losses over the rows that count.
+
+    Args:
+        losses: One for each row, by site.
+        is_used: Which rows count.
+    """
+    weights = is_used / is_used.sum()
+    return {name: (weights * loss).sum() for name, loss in losses.items()}
 
 
 def _total(losses: Mapping[str, Tensor]) -> Tensor:
@@ -408,16 +452,6 @@ def _check_subsamples(
                 f"run, and the arguments {read} go with them. Train on the whole plate, or use a "
                 "bound of the host such as Trace_ELBO"
             )
-
-
-def nonfinite_message(simulations: Simulations) -> str:
-    """An error text that counts the runs that are not finite, by site."""
-    counts = ", ".join(f"'{name}': {count}" for name, count in simulations.nonfinite.items())
-    return (
-        f"simulations are not finite in runs (of {len(simulations)}) at sites {{{counts}}}. Mend "
-        "the model or its priors; or pass NPE(nonfinite='drop') to leave such runs out, which "
-        "is right if real data are always finite"
-    )
 
 
 def _fill_rows(value: Tensor, is_used: Tensor) -> Tensor:

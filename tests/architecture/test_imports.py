@@ -60,6 +60,7 @@ LAYERS = (
         "posterior",
         "at_data",
         "diagnosing",
+        "sensitivity",
         "auto_guide",
         "nuts",
         "standard_space",

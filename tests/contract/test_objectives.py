@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 
 OBJECTIVES = {
     "NPE": lambda package: package.NPE(4),
+    "FisherRegularized": lambda package: package.FisherRegularized(package.NPE(4), 0.01),
     "IWAE": lambda package: package.IWAE(3),
     "RWS": lambda package: package.RWS(3, num_simulations=2),
     "WakeSleep": lambda package: package.WakeSleep(num_simulations=2),
@@ -69,7 +70,7 @@ REFUSALS = {
     },
     **{
         name: {"discrete latents": REPARAMETERISED}
-        for name in ("IWAE", "Mixed", "WeightedELBO", "DataEmphasizedELBO")
+        for name in ("IWAE", "Mixed", "WeightedELBO", "DataEmphasizedELBO", "FisherRegularized")
     },
 }
 
@@ -90,7 +91,7 @@ CASES = [(capability, backend) for backend in ("numpyro", "pyro") for capability
 def test_objective_trains_or_says_why_not(case, objective):
     capability, case = case
     loss = OBJECTIVES[objective](case.host.package)
-    call = case.kwargs if objective == "NPE" else case.call_with_data(0)
+    call = case.kwargs if objective in ("NPE", "FisherRegularized") else case.call_with_data(0)
     refusal = REFUSALS.get(objective, {}).get(capability)
     if refusal is None:
         train(case, loss, call)
