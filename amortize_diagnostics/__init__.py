@@ -44,6 +44,7 @@ from amortize_diagnostics.information import (
 from amortize_diagnostics.local_errors import LocalErrors
 from amortize_diagnostics.misspecification import Typicality, misspecification_test, typicality
 from amortize_diagnostics.multiplicity import holm, pooled_uniformity
+from amortize_diagnostics.ood_score import OODScore
 from amortize_diagnostics.predictive import PredictiveChecks, predictive_checks
 from amortize_diagnostics.ranks import EcdfTest, RankStatistics, ecdf_test, posterior_ranks
 from amortize_diagnostics.sensitivity import Sensitivity
@@ -67,6 +68,7 @@ __all__ = [
     "LocalErrors",
     "ModelComparison",
     "MutualInformation",
+    "OODScore",
     "PredictiveChecks",
     "RankStatistics",
     "Recovery",

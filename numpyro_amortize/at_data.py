@@ -13,6 +13,7 @@ from jax import Array
 from amortize_diagnostics import (
     Diagnosis,
     MutualInformation,
+    OODScore,
     Sensitivity,
     SiteRates,
     mutual_information,
@@ -27,7 +28,8 @@ from numpyro_amortize.export import posterior_tree
 from numpyro_amortize.guides import AnyGuide, EnsembleGuide
 from numpyro_amortize.guides.weights import model_at
 from numpyro_amortize.importance import ImportanceSamples
-from numpyro_amortize.nuts import NUTSSamples, nuts_samples
+from numpyro_amortize.nuts import NUTSSamples, check_settings, nuts_samples
+from numpyro_amortize.ood_score import ood_score
 from numpyro_amortize.sensitivity import sensitivity
 from numpyro_amortize.simulate import simulate
 from numpyro_amortize.structure import ModelStructure
@@ -246,11 +248,6 @@ class Posterior:
             Gloeckler, Deistler and Macke (2023), Adversarial robustness of amortized Bayesian
             inference, arXiv:2305.14984.
         """
-        if not len(radii) or min(radii) <= 0:
-            raise ValueError(f"radii: expected positive numbers, got {tuple(radii)}")
-        for name, least, value in (("num_samples", 2, num_samples), ("num_steps", 0, num_steps)):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
         return sensitivity(
             self._conditioned,
             radii,
@@ -302,18 +299,7 @@ class Posterior:
         """
         if self._batch_dims:
             raise ValueError("nuts: chains are for one data set; use at(...) for one of them")
-        for name, least, value in (
-            ("num_samples", 4, num_samples),
-            ("num_warmup", 1, num_warmup),
-            ("num_chains", 1, num_chains),
-            ("max_tree_depth", 1, max_tree_depth),
-        ):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if not 0 < target_accept_prob < 1:
-            raise ValueError(
-                f"target_accept_prob: expected above 0 and below 1, got {target_accept_prob}"
-            )
+        check_settings(num_samples, num_warmup, num_chains, target_accept_prob, max_tree_depth)
         key = jax.random.key(0) if rng_key is None else rng_key
 
         def export(draws: Mapping[str, Any], stats: Mapping[str, Any], **options: Any) -> Any:
@@ -389,6 +375,30 @@ class Posterior:
         return mutual_information(
             crossed_log_probs(self._structure, latents, log_probs, self._batch_dims)
         )
+
+    def ood_score(
+        self, skip: Sequence[str], *, num_samples: int = 100, rng_key: Array | None = None
+    ) -> OODScore:
+        """How foreign data are to a hierarchical model: what its lower latents explain alone.
+
+        `L - L_skip` in nats for each datum: the ELBO, less the bound whose skipped latents come
+        from the model given the others. Data are those of `mutual_information`. Use it in place
+        of the likelihood, which may be high for foreign data, beside scores of the model's own.
+
+        Args:
+            skip: The lower latents, nearest to the data first; with none the score is zero.
+            num_samples: Number of draws.
+            rng_key: Key of the draws; `jax.random.key(0)` if None.
+
+        Returns:
+            The scores; larger is more foreign.
+
+        Raises:
+            TypeError: If the guide is an ensemble.
+            ValueError: If these latents cannot be skipped, or the rows share latents.
+        """
+        key = jax.random.key(0) if rng_key is None else rng_key
+        return ood_score(self._conditioned, tuple(skip), _positive(num_samples), key)
 
     def to_datatree(
         self,

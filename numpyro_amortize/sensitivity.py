@@ -41,7 +41,15 @@ def sensitivity(
 
     Returns:
         The changes and how far they move the answer.
+
+    Raises:
+        ValueError: If a number is out of range, or if no observed site is continuous.
     """
+    if not len(radii) or min(radii) <= 0:
+        raise ValueError(f"radii: expected positive numbers, got {tuple(radii)}")
+    for name, least, value in (("num_samples", 2, num_samples), ("num_steps", 0, num_steps)):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
     guide, params = conditioned.guide, conditioned.params
     single = guide.guides[0] if isinstance(guide, EnsembleGuide) else guide
     own = member_params(params, 0) if isinstance(guide, EnsembleGuide) else params

@@ -12,6 +12,7 @@ from torch import Tensor
 from amortize_diagnostics import (
     Diagnosis,
     MutualInformation,
+    OODScore,
     Sensitivity,
     SiteRates,
     mutual_information,
@@ -25,7 +26,8 @@ from pyro_amortize.diagnosing import diagnose
 from pyro_amortize.export import posterior_tree
 from pyro_amortize.guides import AnyGuide, EnsembleGuide
 from pyro_amortize.importance import ImportanceSamples
-from pyro_amortize.nuts import NUTSSamples, nuts_samples
+from pyro_amortize.nuts import NUTSSamples, check_settings, nuts_samples
+from pyro_amortize.ood_score import ood_score
 from pyro_amortize.sensitivity import sensitivity
 from pyro_amortize.simulate import simulate
 from pyro_amortize.structure import ModelStructure
@@ -232,11 +234,6 @@ class Posterior:
             Gloeckler, Deistler and Macke (2023), Adversarial robustness of amortized Bayesian
             inference, arXiv:2305.14984.
         """
-        if not len(radii) or min(radii) <= 0:
-            raise ValueError(f"radii: expected positive numbers, got {tuple(radii)}")
-        for name, least, value in (("num_samples", 2, num_samples), ("num_steps", 0, num_steps)):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
         return sensitivity(self._conditioned, radii, num_samples, num_steps)
 
     def nuts(
@@ -280,18 +277,7 @@ class Posterior:
         """
         if self._batch_dims:
             raise ValueError("nuts: chains are for one data set; use at(...) for one of them")
-        for name, least, value in (
-            ("num_samples", 4, num_samples),
-            ("num_warmup", 1, num_warmup),
-            ("num_chains", 1, num_chains),
-            ("max_tree_depth", 1, max_tree_depth),
-        ):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
-        if not 0 < target_accept_prob < 1:
-            raise ValueError(
-                f"target_accept_prob: expected above 0 and below 1, got {target_accept_prob}"
-            )
+        check_settings(num_samples, num_warmup, num_chains, target_accept_prob, max_tree_depth)
         return nuts_samples(
             self._conditioned,
             num_samples,
@@ -357,6 +343,26 @@ class Posterior:
         return mutual_information(
             crossed_log_probs(self._structure, latents, log_probs, self._batch_dims)
         )
+
+    def ood_score(self, skip: Sequence[str], *, num_samples: int = 100) -> OODScore:
+        """How foreign data are to a hierarchical model: what its lower latents explain alone.
+
+        `L - L_skip` in nats for each datum: the ELBO, less the bound whose skipped latents come
+        from the model given the others. Data are those of `mutual_information`. Use it in place
+        of the likelihood, which may be high for foreign data, beside scores of the model's own.
+
+        Args:
+            skip: The lower latents, nearest to the data first; with none the score is zero.
+            num_samples: Number of draws.
+
+        Returns:
+            The scores; larger is more foreign.
+
+        Raises:
+            TypeError: If the guide is an ensemble.
+            ValueError: If these latents cannot be skipped, or the rows share latents.
+        """
+        return ood_score(self._conditioned, tuple(skip), _positive(num_samples))
 
     def to_datatree(
         self,

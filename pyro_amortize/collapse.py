@@ -60,7 +60,7 @@ def crossed_log_probs(
     Raises:
         ValueError: If there is one data set and its rows are no data of their own.
     """
-    rows = None if batch_dims else structure.plates[row_plate(structure)].dim
+    rows = None if batch_dims else structure.plates[row_plate(structure, "mutual information")].dim
     axes = {
         site.name: 1 if rows is None else rows - len(site.event_shape) for site in structure.latents
     }
@@ -77,11 +77,12 @@ def crossed_log_probs(
     return crossed
 
 
-def row_plate(structure: ModelStructure) -> str:
+def row_plate(structure: ModelStructure, purpose: str) -> str:
     """The plate whose rows are data of their own: each is answered by itself.
 
     Args:
         structure: The structure of the model.
+        purpose: What needs it, for errors.
 
     Returns:
         The name of the plate.
@@ -93,7 +94,7 @@ def row_plate(structure: ModelStructure) -> str:
     for site in structure.latents:
         if not site.is_own_row or len(plates) != 1 or site.plates != plates:
             raise ValueError(
-                f"site '{site.name}': mutual information needs many data, expected every latent "
+                f"site '{site.name}': {purpose} needs many data, expected every latent "
                 "to read its own row of one plate, got one that belongs to the whole data set. "
                 "Give many data sets: at_each(observations=...)"
             )

@@ -243,3 +243,33 @@ def _latents(
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     samples = {name: value.cpu().numpy() for name, value in joined.items()}
     return samples, torch.cat(log_joint).cpu().numpy()
+
+
+def check_settings(
+    num_samples: int,
+    num_warmup: int,
+    num_chains: int,
+    target_accept_prob: float,
+    max_tree_depth: int,
+) -> None:
+    """Raise a ValueError if a number is out of range.
+
+    Args:
+        num_samples: Number of draws of each chain.
+        num_warmup: Number of transitions before.
+        num_chains: Number of chains.
+        target_accept_prob: Acceptance probability that the step size is adapted to.
+        max_tree_depth: Most doublings of a trajectory.
+    """
+    for name, least, value in (
+        ("num_samples", 4, num_samples),
+        ("num_warmup", 1, num_warmup),
+        ("num_chains", 1, num_chains),
+        ("max_tree_depth", 1, max_tree_depth),
+    ):
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if not 0 < target_accept_prob < 1:
+        raise ValueError(
+            f"target_accept_prob: expected above 0 and below 1, got {target_accept_prob}"
+        )

@@ -282,6 +282,9 @@ class NumPyroHost:
     def simulated_contexts(self, amortized, num, seed=0, **options):
         return amortized.simulated_contexts(num, rng_key=self.key(seed), **options)
 
+    def ood_score(self, posterior, skip, num, seed=0):
+        return posterior.ood_score(skip, num_samples=num, rng_key=self.key(seed))
+
     def sensitivity(self, posterior, radii, seed=0, **options):
         return posterior.sensitivity(radii, rng_key=self.key(seed), **options)
 
@@ -646,6 +649,10 @@ class PyroHost:
     def simulated_contexts(self, amortized, num, seed=0, **options):
         self.seed(seed)
         return amortized.simulated_contexts(num, **options)
+
+    def ood_score(self, posterior, skip, num, seed=0):
+        self.seed(seed)
+        return posterior.ood_score(skip, num_samples=num)
 
     def sensitivity(self, posterior, radii, seed=0, **options):
         self.seed(seed)

@@ -61,6 +61,7 @@ LAYERS = (
         "at_data",
         "diagnosing",
         "sensitivity",
+        "ood_score",
         "auto_guide",
         "nuts",
         "standard_space",
