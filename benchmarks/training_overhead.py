@@ -362,7 +362,7 @@ def numpyro_methods():
         call = CallPadding(guide.model, guide.structure, guide.sizes, ()).pad(
             ((), {} if name == "NPE" else {"x": data})
         )
-        held_out = jax.random.split(jax.random.key(2), 8)
+        held_out = jax.random.split(jax.random.key(2), 4)
 
         def run(num_steps):
             state = step.initial

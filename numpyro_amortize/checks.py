@@ -474,8 +474,12 @@ def is_value(data: Array, value: Any) -> bool:
 
 def is_same(first: Array, second: Array) -> bool:
     """Whether two arrays are equal, NaN and all."""
-    return first.shape == second.shape and bool(jnp.array_equal(first, second, equal_nan=True))
+    return first.shape == second.shape and bool(
+        np.array_equal(np.asarray(first), np.asarray(second), equal_nan=True)
+    )
 
 
 def _close(first: Array, second: Array) -> bool:
-    return bool(jnp.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True))
+    return bool(
+        np.allclose(np.asarray(first), np.asarray(second), rtol=1e-3, atol=1e-4, equal_nan=True)
+    )

@@ -30,9 +30,9 @@ from numpyro_amortize.simulate import simulate
 from numpyro_amortize.training_step import TrainingStep
 
 _NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 20, 50  # steps: reports are a few per cent of the time
-_HELD_OUT_KEYS = 8
+_HELD_OUT_KEYS = 4
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
-_CHECKED_STEPS, _MOST_CHECKED = 10, 1000  # simulations before the first step
+_CHECKED = 1000  # simulations before the first step, of a guide that was loaded
 
 
 def fit(
@@ -149,7 +149,7 @@ def fit(
     if npe is not objective and any(info.has_positions for info in structure.missing):
         guide.find_observations(*calls[0])  # NaN in padding would be met inside the loop
     if npe and npe.simulations is None:
-        _check_simulations(guide.model, npe, calls[0])
+        _check_simulations(guide, npe, calls[0])
     step = TrainingStep(
         model,
         guide,
@@ -239,11 +239,12 @@ def _sampler_of_calls(
     return lambda rng_key: drawn_call(sampler(rng_key))
 
 
-def _check_simulations(model: Callable[..., Any], objective: NPE, call: Call) -> None:
+def _check_simulations(guide: AmortizedGuide, objective: NPE, call: Call) -> None:
     """Stop before training if some simulations are not finite and nobody said to drop them."""
     args, kwargs = call
-    num_checked = min(_CHECKED_STEPS * objective.num_simulations, _MOST_CHECKED)
-    found = simulate(model, num_checked, args=args, kwargs=kwargs, method="vectorized")
+    found = guide.measured_on  # compiling them once more takes seconds
+    if found is None:
+        found = simulate(guide.model, _CHECKED, args=args, kwargs=kwargs, method="vectorized")
     if found.nonfinite and objective.nonfinite == "raise":
         raise ValueError(nonfinite_message(found))
 

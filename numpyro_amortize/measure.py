@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +14,12 @@ from jax import Array
 
 from numpyro_amortize.covariates import input_values
 from numpyro_amortize.layout import pack, pack_moments, pack_plain
-from numpyro_amortize.simulate import conditional_location_scale, simulate_rows
+from numpyro_amortize.simulate import (
+    Simulations,
+    conditional_location_scale,
+    count_nonfinite,
+    simulate_rows,
+)
 from numpyro_amortize.standardisation import Moments, Standardisation, robust_moments
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -25,7 +31,7 @@ Call = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 def measure(
     model: Callable[..., Any], structure: ModelStructure, calls: Sequence[Call]
-) -> Standardisation:
+) -> tuple[Standardisation, Simulations]:
     """Robust location and scale of everything, over prior simulations of calls.
 
     Calls whose arguments differ in shape are compiled one by one, so that of these only the
@@ -37,7 +43,7 @@ def measure(
         calls: Positional and keyword arguments of one or several calls.
 
     Returns:
-        The constants of the guide.
+        The constants of the guide; and how many of the simulations were not finite, without them.
     """
     conditional = tuple(site.name for site in structure.latents if site.is_conditional)
     simulated = _of_few_shapes(calls)
@@ -58,8 +64,10 @@ def measure(
     parents: dict[str, list[Array]] = {site.name: [] for site in structure.latents}
     data: dict[str, list[Array]] = {site.name: [] for site in structure.observed}
     inputs: dict[str, list[Array]] = {item.name: [] for item in structure.inputs}
+    nonfinite: Counter[str] = Counter()
     for number, (args, kwargs) in enumerate(simulated):
         values, moments = run(args, kwargs, jax.random.key(number))
+        nonfinite.update(count_nonfinite(values).nonfinite)
         for site in structure.latents:
             coordinates, _ = pack(structure, site, values[site.name], 1)
             if site.support.is_discrete:
@@ -75,12 +83,11 @@ def measure(
         given = input_values(model, args, kwargs, structure.inputs)
         for item in structure.inputs:
             inputs[item.name].append(pack_plain(structure, item, given[item.name], 0))
-    return Standardisation(
-        *(
-            {name: robust_moments(name, arrays) for name, arrays in group.items()}
-            for group in (draws, parents, data, inputs)
-        )
+    groups = (
+        {name: robust_moments(name, arrays) for name, arrays in group.items()}
+        for group in (draws, parents, data, inputs)
     )
+    return Standardisation(*groups), Simulations({}, num * len(simulated), dict(nonfinite))
 
 
 def conditional_moments(

@@ -115,7 +115,7 @@ def pretrain(
 def _take_setup(guide: AmortizedGuide, other: AmortizedGuide, params: Mapping[str, Any]) -> None:
     """Set a guide up as another one, with its constants and its embeddings."""
     guide.build(other.structure, other._weights.unpack(params)[1])
-    guide.setup_call = other.setup_call
+    guide.setup_call, guide.measured_on = other.setup_call, other.measured_on
     _take_embeddings(guide, params)
 
 

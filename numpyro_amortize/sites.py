@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from numpyro import handlers
 from numpyro.primitives import Messenger
 
@@ -112,8 +112,8 @@ def _has_plain_scale(site: Mapping[str, Any], rows: Mapping[str, tuple[int, int]
     for frame in site["cond_indep_stack"]:
         size, num_rows = rows.get(frame.name, (1, 1))
         expected *= size / num_rows
-    scales = jnp.asarray(1.0 if site["scale"] is None else site["scale"])
-    return bool(jnp.allclose(scales, expected))
+    scales = np.asarray(1.0 if site["scale"] is None else site["scale"])
+    return bool(np.allclose(scales, expected))
 
 
 def _mask_problem(name: str, observed: Sequence[str]) -> str:

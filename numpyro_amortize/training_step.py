@@ -29,6 +29,8 @@ from numpyro_amortize.objectives.over_data_sets import OverDataSets
 from numpyro_amortize.padding import PaddedCall
 from numpyro_amortize.tracing import log_densities, run_model
 
+_FEWEST_KEYS = 8  # for which room is compiled
+
 State = tuple[dict[str, Any], Any]
 
 
@@ -58,6 +60,10 @@ class StepResults(NamedTuple):
 
 class TrainingStep:
     """The optimiser step of one guide, model and objective.
+
+    Compiling is what takes long, so that one program does all: any number of steps, the loss on
+    held-out simulations, which is that of steps without an update, and the default optimiser on
+    all parameters as one vector.
 
     Args:
         model: The model.
@@ -94,10 +100,12 @@ class TrainingStep:
         ]
         is_npe = all(isinstance(part, NPE) for part, _, _ in self._parts)
         is_model_fixed = is_npe or not trains_model
-        if optimizer is None:
-            optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
         clipping = gradient_clipping([part for part, _, _ in self._parts])
-        self.optimizer = optax.chain(clipping, optimizer)
+        if optimizer is None:
+            adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+            self.optimizer = optax.flatten(optax.chain(clipping, adam))
+        else:
+            self.optimizer = optax.chain(clipping, optimizer)
         self._transforms: dict[str, Any] = {}
         start = guide.init_params()
         for name, (value, constraint) in _model_params(model if is_npe else filled, call).items():
@@ -119,8 +127,8 @@ class TrainingStep:
             name: value for name, value in free[PARAMS].items() if name not in self._unread
         }
         self.initial: State = (free, self.optimizer.init(free))
-        self._advance = eqx.filter_jit(self._scan)
-        self._held_out = eqx.filter_jit(self._mean_held_out)
+        self._num_keys = _FEWEST_KEYS
+        self._compiled = eqx.filter_jit(self._loop)
         self._of_bank = eqx.filter_jit(self._mean_of_bank)
 
     def params(self, state: State) -> dict[str, Any]:
@@ -129,12 +137,24 @@ class TrainingStep:
 
     def advance(self, state: State, keys: Array, padded: PaddedCall) -> tuple[State, StepResults]:
         """As many steps as there are keys; where one is not finite, those after it mean nothing."""
-        state, found = self._advance(state, keys, padded.call, padded.true_sizes)
-        return state, StepResults(*(np.asarray(each) for each in found))
+        return self._run(state, keys, padded, is_training=True)
 
     def held_out_loss(self, state: State, keys: Array, padded: PaddedCall) -> float:
         """Mean loss over fixed keys, on simulations that training does not see."""
-        return float(self._held_out(state, keys, padded.call, padded.true_sizes))
+        return float(self._run(state, keys, padded, is_training=False)[1].losses.mean())
+
+    def _run(
+        self, state: State, keys: Array, padded: PaddedCall, *, is_training: bool
+    ) -> tuple[State, StepResults]:
+        """Steps in a loop with room for as many as were ever asked for."""
+        num_steps = len(keys)
+        self._num_keys = max(self._num_keys, num_steps)
+        keys = keys[np.minimum(np.arange(self._num_keys), num_steps - 1)]
+        flag = jnp.asarray(is_training)
+        state, found = self._compiled(
+            state, keys, jnp.asarray(num_steps), flag, padded.call, padded.true_sizes
+        )
+        return state, StepResults(*(np.asarray(each)[:num_steps] for each in found))
 
     def bank_loss(self, state: State, key: Array, padded: PaddedCall) -> float:
         """The loss of NPE on all simulations held out of its bank."""
@@ -181,14 +201,16 @@ class TrainingStep:
             terms = _site_densities(*given, call)
         return {name: jnp.sum(term) for name, term in terms.items()}
 
-    def _at_sizes(self, key: Array, true_sizes: Mapping[str, Array]) -> list[_Part]:
+    def _at_sizes(
+        self, key: Array, true_sizes: Mapping[str, Array], *, is_held_out: Array | bool = False
+    ) -> list[_Part]:
         """The parts for a call that is padded from these sizes of plates."""
         keys = [key] if len(self._parts) == 1 else list(jax.random.split(key, len(self._parts)))
         found = []
         for own_key, (objective, weight, model) in zip(keys, self._parts, strict=True):
             guide: Callable[..., Any] = self.guide
             if isinstance(objective, NPE):
-                objective = objective.for_call(true_sizes)
+                objective = objective.for_call(true_sizes, is_held_out=is_held_out)
             elif true_sizes:
                 model = mask_padding(model, true_sizes)
                 guide = mask_padding(self.guide.padded(true_sizes), true_sizes)
@@ -213,12 +235,18 @@ class TrainingStep:
         return {name: value for name, value in free[PARAMS].items() if not found[name]}
 
     def _loss(
-        self, free: dict[str, Any], key: Array, call: Call, true_sizes: Mapping[str, Array]
+        self,
+        free: dict[str, Any],
+        key: Array,
+        call: Call,
+        true_sizes: Mapping[str, Array],
+        *,
+        is_held_out: Array | bool = False,
     ) -> tuple[Array, Array]:
         args, kwargs = call
         params = self._constrain(free)
         total, count = jnp.zeros(()), jnp.zeros((), int)
-        for part in self._at_sizes(key, true_sizes):
+        for part in self._at_sizes(key, true_sizes, is_held_out=is_held_out):
             given = part.key, params, part.model, part.guide
             if isinstance(part.objective, NPE):
                 loss, count = part.objective.loss_and_count(*given, *args, **kwargs)
@@ -227,35 +255,33 @@ class TrainingStep:
             total = total + part.weight * loss
         return total, count
 
-    def _scan(
-        self, state: State, keys: Array, call: Call, true_sizes: Mapping[str, Array]
+    def _loop(
+        self,
+        state: State,
+        keys: Array,
+        num_steps: Array,
+        is_training: Array,
+        call: Call,
+        true_sizes: Mapping[str, Array],
     ) -> tuple[State, tuple[Array, Array, Array]]:
-        def one(state: State, key: Array) -> tuple[State, tuple[Array, Array, Array]]:
-            free, optimizer_state = state
-            differentiate = jax.value_and_grad(self._loss, has_aux=True)
-            (loss, count), gradient = differentiate(free, key, call, true_sizes)
-            updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, free)
-            found = loss, global_norm(gradient), count
-            return (optax.apply_updates(free, updates), optimizer_state), found
+        def loss(free: dict[str, Any], key: Array) -> tuple[Array, Array]:
+            return self._loss(free, key, call, true_sizes, is_held_out=~is_training)
 
-        return jax.lax.scan(one, state, keys)
+        def one(step: Array, carry: Any) -> Any:
+            (free, optimizer_state), found = carry
+            (value, count), gradient = jax.value_and_grad(loss, has_aux=True)(free, keys[step])
+            updates, updated = self.optimizer.update(gradient, optimizer_state, free)
+            new = optax.apply_updates(free, updates), updated
+            state = jax.tree.map(partial(jnp.where, is_training), new, (free, optimizer_state))
+            values = value, global_norm(gradient), count
+            return state, [
+                into.at[step].set(each) for into, each in zip(found, values, strict=True)
+            ]
 
-    def _mean_held_out(
-        self, state: State, keys: Array, call: Call, true_sizes: Mapping[str, Array]
-    ) -> Array:
-        args, kwargs = call
-        params = self._constrain(state[0])
-
-        def one(key: Array) -> Array:
-            total = jnp.zeros(())
-            for part in self._at_sizes(key, true_sizes):
-                is_npe = isinstance(part.objective, NPE)
-                loss = part.objective.held_out_loss if is_npe else part.objective.loss
-                given = part.key, params, part.model, part.guide
-                total = total + part.weight * loss(*given, *args, **kwargs)
-            return total
-
-        return jnp.mean(jax.vmap(one)(keys))
+        kinds = [each.dtype for each in jax.eval_shape(loss, state[0], keys[0])]
+        empty = [jnp.zeros(len(keys), kind) for kind in (kinds[0], kinds[0], kinds[1])]
+        state, found = jax.lax.fori_loop(0, num_steps, one, (state, empty))
+        return state, tuple(found)
 
     def _mean_of_bank(
         self, state: State, key: Array, call: Call, true_sizes: Mapping[str, Array]

@@ -40,6 +40,7 @@ from numpyro_amortize.guides.weights import NamedWeights, model_at
 from numpyro_amortize.measure import Call, conditional_moments, measure, packed_conditionals
 from numpyro_amortize.obs_mask import JoinedModel, keep_constants
 from numpyro_amortize.reading import Parents, read_structure
+from numpyro_amortize.simulate import Simulations
 from numpyro_amortize.standardisation import Moments, Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
 
@@ -114,6 +115,7 @@ class AmortizedGuide:
         self._parents = parents
         self.init_seed = 0  # of the networks; members of an ensemble have each their own
         self.setup_call: Call = ((), {})
+        self.measured_on: Simulations | None = None
         self._observations: Mapping[str, Any] | None = None
         self._true_sizes: Mapping[str, Any] = {}
         self._structure: ModelStructure | None = None
@@ -138,8 +140,7 @@ class AmortizedGuide:
     def setup(self, *args: Any, **kwargs: Any) -> AmortizedGuide:
         """Read the model, measure the standardisation and build the networks, once.
 
-        Deterministic: it uses fixed keys. Later calls do nothing. `fit` and the first call of
-        the guide do it for you.
+        It uses fixed keys. `fit` and the first call of the guide do it for you.
 
         Args:
             *args: Positional arguments of the model; data among them are not used.
@@ -166,11 +167,9 @@ class AmortizedGuide:
                 "AmortizedGuide: the first call is inside jit, where the model cannot be "
                 "measured; call guide.setup(*args, **kwargs) with real arrays before it"
             )
-        args, kwargs = calls[0]
         structure = read_structure(
             self.model,
-            args,
-            kwargs,
+            *calls[0],
             observed=self.observed,
             inputs=self.inputs,
             sizes=self.sizes,
@@ -181,9 +180,10 @@ class AmortizedGuide:
             pointers=pointers(self._densities),
         )
         model = keep_constants(self.model, structure.constants)
-        self.setup_call = (args, kwargs)
+        self.setup_call = calls[0]
         times = time_inputs(self.specifications(structure)[0]).values()
-        self.build(structure, measure(model, structure, calls).with_times(times))
+        standardisation, self.measured_on = measure(model, structure, calls)
+        self.build(structure, standardisation.with_times(times))
         return self
 
     def build(self, structure: ModelStructure, standardisation: Standardisation) -> None:

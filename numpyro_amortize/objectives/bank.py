@@ -24,7 +24,7 @@ def held_out_rows(num_simulations: int) -> Array:
 
 
 def draw_rows(
-    num_simulations: int, num_rows: int, rng_key: Array, *, is_held_out: bool = False
+    num_simulations: int, num_rows: int, rng_key: Array, *, is_held_out: Array | bool = False
 ) -> Array:
     """Random rows of a bank, from those for training or from those held out.
 
@@ -32,13 +32,11 @@ def draw_rows(
         num_simulations: Number of rows of the bank.
         num_rows: Number of rows to draw, with replacement.
         rng_key: Key of the draw.
-        is_held_out: Which part of the bank.
+        is_held_out: Which part of the bank; a value in compiled code, too.
     """
     held_out = held_out_rows(num_simulations)
-    if is_held_out:
-        return held_out[jax.random.randint(rng_key, (num_rows,), 0, len(held_out))]
     drawn = jax.random.randint(rng_key, (num_rows,), 0, num_simulations - len(held_out))
-    return drawn + drawn // (_EVERY - 1)
+    return jnp.where(is_held_out, held_out[drawn % len(held_out)], drawn + drawn // (_EVERY - 1))
 
 
 def check_constants(constants: Sequence[str], bank: Simulations) -> None:

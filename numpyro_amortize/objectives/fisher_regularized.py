@@ -82,7 +82,8 @@ class FisherRegularized(NPE):
         losses, drawn = self._row_losses(rng_key, param_map, model, guide, call, None)
         if self.beta:
             self._check_draws(param_map, guide, drawn)
-            losses["Fisher penalty"] = self.beta * self._traces(param_map, guide, drawn)
+            penalty = self.beta * self._traces(param_map, guide, drawn)
+            losses["Fisher penalty"] = jnp.where(self._is_held_out, 0.0, penalty)
         return means(losses, drawn.is_used), drawn.is_finite
 
     def _traces(self, param_map: Mapping[str, Any], guide: Any, drawn: Drawn) -> Array:

@@ -145,6 +145,7 @@ class NPE(ELBO):
         self.nonfinite = nonfinite
         self.missing = missing
         self._true_sizes: Mapping[str, Any] = {}
+        self._is_held_out: Array | bool = False
 
     def loss_with_mutable_state(
         self,
@@ -197,23 +198,6 @@ class NPE(ELBO):
         """The terms of the loss by latent site."""
         call = args, kwargs
         return self._training_losses(rng_key, param_map, model, guide, call)[0]
-
-    def held_out_loss(
-        self,
-        rng_key: Array,
-        param_map: Mapping[str, Any],
-        model: Callable[..., Any],
-        guide: Any,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Array:
-        """The loss on simulations that training does not see: fresh, or held out of the bank."""
-        call, rows = (args, kwargs), None
-        if self.simulations is not None:
-            num_rows, own_key = self.num_simulations, jax.random.fold_in(rng_key, 0)
-            rows = draw_rows(len(self.simulations), num_rows, own_key, is_held_out=True)
-        losses, drawn = self._row_losses(rng_key, param_map, model, guide, call, rows)
-        return _total(means(losses, drawn.is_used))
 
     def bank_loss(
         self,
@@ -268,15 +252,17 @@ class NPE(ELBO):
             raise ValueError("model_args: this objective has no sampler of arguments")
         return drawn_call(self.model_args(rng_key))
 
-    def for_call(self, true_sizes: Mapping[str, Any]) -> NPE:
+    def for_call(self, true_sizes: Mapping[str, Any], *, is_held_out: Array | bool = False) -> NPE:
         """This objective for one call of a training loop, without the sampler of arguments.
 
         Args:
             true_sizes: For each plate that the call pads the number of its elements that exist.
+            is_held_out: Whether it is on simulations of the bank that training does not see.
         """
         own = copy.copy(self)
         own.model_args = None
         own._true_sizes = true_sizes
+        own._is_held_out = is_held_out
         return own
 
     def on_bank(self, simulations: Simulations) -> NPE:
@@ -370,7 +356,8 @@ class NPE(ELBO):
             bank = self.simulations
             check_constants(structure.constants, bank)
             if rows is None:
-                rows = draw_rows(len(bank), self.num_simulations, rng_key)
+                num_rows, held_out = self.num_simulations, self._is_held_out
+                rows = draw_rows(len(bank), num_rows, rng_key, is_held_out=held_out)
             values = {name: jnp.asarray(value)[rows] for name, value in bank.sites.items()}
             moments = None
         names = [site.name for site in (*structure.latents, *structure.observed)]

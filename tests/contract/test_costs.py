@@ -38,11 +38,12 @@ def objectives(host):
 
 @pytest.mark.parametrize("name", ["NPE", pytest.param("IWAE", marks=pytest.mark.compiles)])
 def test_more_compiled_steps_do_not_run_the_model_more_often(host, name):
-    """In Pyro a report compares a recorded step with the model once more."""
+    """Nor a last report after fewer; in Pyro a recorded step is compared with it once more."""
     is_recorded = host.name == "pyro"
     options = {"compile": True} if is_recorded else {}
     fewer, more = (
-        runs_of_training(host, objectives(host)[name], num_steps, **options) for num_steps in STEPS
+        runs_of_training(host, objectives(host)[name], num_steps, **options)
+        for num_steps in (50, 130)
     )
     assert more - fewer == int(is_recorded)
 
