@@ -18,6 +18,7 @@ from amortize_diagnostics.tally import Tally
 Array = NDArray[np.float64]
 
 _OUTSIDE = 0.99  # of draws at density zero: the model gives no density to compare
+_MOST_LOCAL = 200  # draws that a classifier looks at; it costs more than all other checks
 _HEAVY = 30.0  # robust standard deviations that no light tail reaches
 
 
@@ -147,8 +148,10 @@ class CalibrationRun:
         ordered = {name: draws[name] for name in self._latents}
         for name, value in self._distance(ordered, batch_dims=2).items():
             self._joint[name].add(value)
-        if self._local is not None:
-            odds = self._local(draws, batch_dims=2)
+        if self._local is not None and self._odds.num_draws < _MOST_LOCAL:
+            left = _MOST_LOCAL - self._odds.num_draws
+            some = {name: np.asarray(value)[:left] for name, value in draws.items()}
+            odds = self._local(some, batch_dims=2)
             self._odds.add(odds)
             self._errors += np.sum((expit(odds) - 0.5) ** 2, axis=0)
 
@@ -213,7 +216,7 @@ class CalibrationRun:
             )
         errors = None
         if self._local is not None:
-            errors = self._errors / num_draws
+            errors = self._errors / self._odds.num_draws
             pit["local"] = self._odds.ranks(self._rng).pit
             table.add_local(pit["local"], errors)
             if self._local.num_left_out:
