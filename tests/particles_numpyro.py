@@ -133,5 +133,22 @@ def guide_of_two_modes():
     numpyro.sample("z", _mixture(logits, means, jnp.exp(log_sds)))
 
 
+def nine_modes():
+    """Equal normals with sd 0.5 on a square grid, ten sds apart."""
+    centres = jnp.stack(jnp.meshgrid(*[jnp.array([-5.0, 0.0, 5.0])] * 2), -1).reshape(9, 2)
+    numpyro.sample("z", _plane_mixture(jnp.zeros(9), centres, jnp.full((9, 2), 0.5)))
+
+
+def guide_of_nine_modes():
+    logits = numpyro.param("logits", jnp.zeros(18))
+    means, log_sds = (numpyro.param(name, jnp.zeros((18, 2))) for name in ("means", "log_sds"))
+    numpyro.sample("z", _plane_mixture(logits, means, jnp.exp(log_sds)))
+
+
+def _plane_mixture(logits, means, sds):
+    parts = dist.Normal(means, sds).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+
+
 def _mixture(logits, means, sds):
     return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(means, sds))

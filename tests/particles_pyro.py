@@ -133,5 +133,22 @@ def guide_of_two_modes():
     pyro.sample("z", _mixture(logits, means, torch.exp(log_sds)))
 
 
+def nine_modes():
+    """Equal normals with sd 0.5 on a square grid, ten sds apart."""
+    line = torch.tensor([-5.0, 0.0, 5.0])
+    pyro.sample("z", _plane_mixture(torch.zeros(9), torch.cartesian_prod(line, line), 0.5))
+
+
+def guide_of_nine_modes():
+    logits = pyro.param("logits", torch.zeros(18))
+    means, log_sds = (pyro.param(name, torch.zeros(18, 2)) for name in ("means", "log_sds"))
+    pyro.sample("z", _plane_mixture(logits, means, torch.exp(log_sds)))
+
+
+def _plane_mixture(logits, means, sds):
+    parts = dist.Independent(dist.Normal(means, sds), 1)
+    return dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+
+
 def _mixture(logits, means, sds):
     return dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(means, sds))
