@@ -18,10 +18,10 @@ BIN := $(VENV)/bin
 # constraints.txt pins what was tested on Python 3.11; other Pythons resolve freely.
 CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))')
 
-.PHONY: help demo test test-slow test-newest lint notebooks bench bench-tasks clean
+.PHONY: help demo test test-slow test-newest lint notebooks bench bench-tasks bench-peers clean
 
 help:
-	@echo "targets: demo test test-slow test-newest lint notebooks bench bench-tasks clean"
+	@echo "targets: demo test test-slow test-newest lint notebooks bench bench-tasks bench-peers clean"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -83,5 +83,14 @@ bench: $(VENV)/.installed
 bench-tasks: $(VENV)/.installed
 	$(BIN)/python benchmarks/sbibm_tasks.py
 
+# Hours, in an environment with the other libraries; `benchmarks/peers_on_tasks.py --help`.
+bench-peers: .venv-peers/.installed
+	.venv-peers/bin/python benchmarks/peers_on_tasks.py
+
+.venv-peers/.installed: pyproject.toml constraints.txt benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet $(CONSTRAINTS) -e '.[all,dev]' -r benchmarks/peers.txt
+	touch $@
+
 clean:
-	rm -rf .venv .venv-newest-* .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-peers .venv-newest-* .mypy_cache .pytest_cache .ruff_cache build dist
