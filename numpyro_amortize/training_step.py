@@ -270,9 +270,9 @@ class TrainingStep:
         def one(step: Array, carry: Any) -> Any:
             (free, optimizer_state), found = carry
             (value, count), gradient = jax.value_and_grad(loss, has_aux=True)(free, keys[step])
-            updates, updated = self.optimizer.update(gradient, optimizer_state, free)
-            new = optax.apply_updates(free, updates), updated
-            state = jax.tree.map(partial(jnp.where, is_training), new, (free, optimizer_state))
+            updates, optimizer_state = self.optimizer.update(gradient, optimizer_state, free)
+            updates = jax.tree.map(lambda each: jnp.where(is_training, each, 0), updates)
+            state = optax.apply_updates(free, updates), optimizer_state
             values = value, global_norm(gradient), count
             return state, [
                 into.at[step].set(each) for into, each in zip(found, values, strict=True)

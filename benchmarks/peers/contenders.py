@@ -166,7 +166,7 @@ class BayesFlow:
         for _ in range(2):  # `independent` around the constraint of each number
             support = getattr(support, "base_constraint", support)
         bounds = {
-            side: float(getattr(support, f"{side}_bound").min())
+            side: float(np.min(np.asarray(getattr(support, f"{side}_bound"))))
             for side in ("lower", "upper")
             if hasattr(support, f"{side}_bound")
         }

@@ -46,14 +46,14 @@ def with_data(host, sampler):
 def count_traces(monkeypatch, host):
     """Sizes at which the step of the training loop has been compiled."""
     step = host.module("training_step").TrainingStep
-    seen, original = [], step._scan
+    seen, original = [], step._loop
 
-    def scan(self, state, keys, call, true_sizes):
+    def loop(self, state, keys, num_steps, is_training, call, true_sizes):
         args, kwargs = call
         seen.extend(value for value in (*args, *kwargs.values()) if isinstance(value, int))
-        return original(self, state, keys, call, true_sizes)
+        return original(self, state, keys, num_steps, is_training, call, true_sizes)
 
-    monkeypatch.setattr(step, "_scan", scan)
+    monkeypatch.setattr(step, "_loop", loop)
     return seen
 
 
