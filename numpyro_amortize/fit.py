@@ -30,7 +30,7 @@ from numpyro_amortize.simulate import simulate
 from numpyro_amortize.training_step import TrainingStep
 
 _NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 20, 50  # steps: reports are a few per cent of the time
-_HELD_OUT_KEYS = 4
+_STEPS_PER_HELD_OUT, _MOST_HELD_OUT = 75, 8
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
 _CHECKED = 1000  # simulations before the first step, of a guide that was loaded
 
@@ -167,7 +167,7 @@ def fit(
     if stopping:
         report_every = min(report_every, stopping.every)
     chunk = 1 if draw_call else report_every
-    held_out_keys = jax.random.split(held_out_key, _HELD_OUT_KEYS)
+    held_out_keys = jax.random.split(held_out_key, num_held_out(report_every))
     per_step = npe.num_simulations if npe else 0
     losses, num_nonfinite, held_out = [], 0, []
     seen: dict[str, set[int]] = {plate: set() for plate in structure.plates}
@@ -219,6 +219,15 @@ def fit(
         best_step=stopping.best_step if stopping else None,
     )
     return AmortizedPosterior(model, guide, params=step.params(state), history=history)
+
+
+def num_held_out(report_every: int) -> int:
+    """Over how many draws a held-out loss is a mean: each costs what a step does.
+
+    Args:
+        report_every: Steps between two of these losses.
+    """
+    return min(max(report_every // _STEPS_PER_HELD_OUT, 1), _MOST_HELD_OUT)
 
 
 def _sampler_of_calls(

@@ -28,7 +28,7 @@ from pyro_amortize.training_step import MakeOptimizer, TrainingStep
 
 _NUM_REPORTS, _LEAST_BETWEEN_REPORTS = 20, 50  # steps: reports are a few per cent of the time
 _REPORTS_PER_CHECK = 5  # of what is recorded
-_HELD_OUT_SEEDS = range(1000, 1008)
+_STEPS_PER_HELD_OUT, _MOST_HELD_OUT, _FIRST_HELD_OUT = 75, 8, 1000  # the last a seed
 _ARGUMENT_DRAWS = 16  # calls over which the standardisation is measured
 _CHECKED_STEPS, _MOST_CHECKED = 10, 1000  # simulations before the first step
 
@@ -159,6 +159,7 @@ def fit(
     report_every = max(num_steps // _NUM_REPORTS, min(_LEAST_BETWEEN_REPORTS, num_steps))
     if stopping:
         report_every = min(report_every, stopping.every)
+    held_out_seeds = range(_FIRST_HELD_OUT, _FIRST_HELD_OUT + num_held_out(report_every))
     per_step = npe.num_simulations if npe else 0
     losses, num_nonfinite = [], 0
     held_out: list[tuple[int, float]] = []
@@ -181,7 +182,7 @@ def fit(
                     value = step.bank_loss(calls[0])
                     stopping.see(done, value, step.state())
                 else:
-                    value = step.held_out_loss(_HELD_OUT_SEEDS, calls[0])
+                    value = step.held_out_loss(held_out_seeds, calls[0])
                 held_out.append((done, value))
                 text = f"loss {result.loss:.3f}, held-out {value:.3f}"
                 if per_step:
@@ -213,6 +214,15 @@ def fit(
         best_step=stopping.best_step if stopping else None,
     )
     return AmortizedPosterior(model, guide, history=history)
+
+
+def num_held_out(report_every: int) -> int:
+    """Over how many draws a held-out loss is a mean: each costs what a step does.
+
+    Args:
+        report_every: Steps between two of these losses.
+    """
+    return min(max(report_every // _STEPS_PER_HELD_OUT, 1), _MOST_HELD_OUT)
 
 
 def _sampler_of_calls(
