@@ -7,7 +7,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -18,9 +17,8 @@ from numpyro_amortize.importance import ROWS_AT_ONCE
 from numpyro_amortize.measure import Call
 from numpyro_amortize.missing import check_hiding, hide_some
 from numpyro_amortize.padding import CallPadding, PaddedCall
-from numpyro_amortize.pooling import existing
 from numpyro_amortize.simulate import finite_rows, simulate
-from numpyro_amortize.structure import SiteInfo
+from numpyro_amortize.summaries import summaries
 
 
 def batched_data(conditioned: ConditionedGuide) -> dict[str, Array]:
@@ -130,25 +128,9 @@ def _contexts(
     observations: Mapping[str, Array],
     true_sizes: Mapping[str, Array],
 ) -> Array:
-    structure = guide.structure
-
     def one(data: Mapping[str, Array]) -> Array:
         values = guide.call_values(*call, data, true_sizes=true_sizes)
-        latents = guide.steps(params, *call, data, values).contexts.latents
-        distinct = {id(value): name for name, value in latents.items()}  # groups share theirs
-        return jnp.concatenate(
-            [pooled(structure.site(name), latents[name]) for name in distinct.values()]
-        )
-
-    def pooled(site: SiteInfo, value: Array) -> Array:
-        """Features `(*aligned plates, size)` as one vector, of the elements that exist."""
-        axes = tuple(range(value.ndim - 1))
-        present = existing(site.plates, structure.plate_dims, value, true_sizes)
-        where = None if present is None else jnp.broadcast_to(present, value.shape)
-        mean = jnp.mean(value, axis=axes, where=where)
-        if not site.plates:
-            return mean
-        return jnp.concatenate([mean, jnp.std(value, axis=axes, where=where)])
+        return summaries(guide.structure, guide.steps(params, *call, data, values).contexts)
 
     num = len(next(iter(observations.values())))
     rows = sum(value.size for value in observations.values()) // num

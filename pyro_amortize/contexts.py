@@ -15,7 +15,7 @@ from pyro_amortize.importance import ROWS_AT_ONCE
 from pyro_amortize.measure import Call
 from pyro_amortize.missing import check_hiding, hide_some
 from pyro_amortize.simulate import finite_rows, simulate, simulate_rows
-from pyro_amortize.structure import SiteInfo
+from pyro_amortize.summaries import summaries
 
 
 def batched_data(conditioned: ConditionedGuide) -> dict[str, Tensor]:
@@ -98,15 +98,6 @@ def _contexts(guide: Any, call: Call, observations: Mapping[str, Tensor]) -> np.
     for start in range(0, num, size):
         some = {name: value[start : start + size] for name, value in observations.items()}
         values = guide.call_values(args, kwargs, some, 1)
-        latents = guide.steps(args, kwargs, some, values, 1).contexts.latents
-        distinct = {id(value): name for name, value in latents.items()}  # groups share theirs
-        pooled = [_pooled(guide.structure.site(name), latents[name]) for name in distinct.values()]
-        parts.append(torch.cat(pooled, -1))
+        contexts = guide.steps(args, kwargs, some, values, 1).contexts
+        parts.append(summaries(guide.structure, contexts))
     return torch.cat(parts).cpu().numpy().astype(float)
-
-
-def _pooled(site: SiteInfo, value: Tensor) -> Tensor:
-    """Features `(num, *aligned plates, size)` as one vector for each data set."""
-    flat = value.reshape(len(value), -1, value.shape[-1])
-    mean = flat.mean(1)
-    return torch.cat([mean, flat.std(1, correction=0)], -1) if site.plates else mean

@@ -64,6 +64,7 @@ CATALOGUE = (
     Entry("InverseLipschitzDecoder", "network"),
     Entry("LowRankNormalDensity", "density", ("linear_gaussian_2",), GAUSSIAN),
     Entry("MLPEmbedding", "embedding", ("ramp",), GAUSSIAN),
+    Entry("MMDRegularizer", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("Mixed", "objective", ("conjugate_normal",), GAUSSIAN),
     Entry("MixtureDensity", "density", ("conjugate_normal", "two_mode_sign"), OTHER),
     Entry("ModelStructure", "result"),

@@ -40,6 +40,7 @@ class Contexts:
 
     Args:
         latents: For each latent its features, `(*batch, *aligned plates, size)`.
+        is_learned: For each latent which of them are made by networks; moments skip these.
         common: For each latent those of them that are common to all elements of its plates.
         cells: For each observed site the features of its rows, before any pooling.
         poolings: For each observed site how its rows are pooled.
@@ -47,6 +48,7 @@ class Contexts:
     """
 
     latents: Mapping[str, Array]
+    is_learned: Mapping[str, tuple[bool, ...]]
     common: Mapping[str, Array]
     cells: Mapping[str, Array]
     poolings: Mapping[str, Pooling]
@@ -114,12 +116,17 @@ class PosteriorChain(eqx.Module):
             levels[site.name] = network(join_features(parts), pooling)
             poolings[site.name] = pooling
         latents: dict[str, Array] = {}
+        is_learned: dict[str, tuple[bool, ...]] = {}
         common: dict[str, Array] = {}
         for names in self.groups:
             first = structure.site(names[0])
             chosen = [
-                (level, poolings[site.name].spread(features, level.plates, first.plates))
-                for site in structure.observed
+                (
+                    level,
+                    poolings[site.name].spread(features, level.plates, first.plates),
+                    network.num_learned,
+                )
+                for site, network in zip(structure.observed, self.embeddings, strict=True)
                 for features, level, is_used in zip(
                     levels[site.name],
                     structure.levels(site),
@@ -128,12 +135,18 @@ class PosteriorChain(eqx.Module):
                 )
                 if is_used
             ]
-            latents |= dict.fromkeys(names, join_features([part for _, part in chosen]))
+            latents |= dict.fromkeys(names, join_features([part for _, part, _ in chosen]))
+            learned = [
+                number < num_learned
+                for _, part, num_learned in chosen
+                for number in range(part.shape[-1])
+            ]
+            is_learned |= dict.fromkeys(names, tuple(learned))
             if first.coupled:
-                whole = [part for level, part in chosen if not level.plates]
+                whole = [part for level, part, _ in chosen if not level.plates]
                 common |= dict.fromkeys(names, join_features(whole))
         cells = {name: features[0] for name, features in levels.items()}
-        return Contexts(latents, common, cells, poolings, call.true_sizes)
+        return Contexts(latents, is_learned, common, cells, poolings, call.true_sizes)
 
     def _read(
         self,

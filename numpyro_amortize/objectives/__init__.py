@@ -6,6 +6,7 @@ from numpyro_amortize.objectives.fisher_regularized import FisherRegularized
 from numpyro_amortize.objectives.info_elbo import InfoELBO
 from numpyro_amortize.objectives.iwae import IWAE
 from numpyro_amortize.objectives.mixed import Mixed
+from numpyro_amortize.objectives.mmd_regularizer import MMDRegularizer
 from numpyro_amortize.objectives.npe import NPE
 from numpyro_amortize.objectives.self_consistency import SelfConsistency
 from numpyro_amortize.objectives.trajectory_balance import TrajectoryBalance
@@ -23,6 +24,7 @@ __all__ = [
     "DataEmphasizedELBO",
     "FisherRegularized",
     "InfoELBO",
+    "MMDRegularizer",
     "Mixed",
     "SelfConsistency",
     "TrajectoryBalance",

@@ -26,6 +26,11 @@ class EmbeddingNetwork(nn.Module, ABC):
             One array for each level, the unpooled one first, pooled axes kept with length 1.
         """
 
+    @property
+    @abstractmethod
+    def num_learned(self) -> int:
+        """How many features of each level, its first, are a network's; others skip it."""
+
 
 class Embedding(ABC):
     """A specification of an embedding; sizes come from the model."""

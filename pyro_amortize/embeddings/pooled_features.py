@@ -187,6 +187,11 @@ class PooledFeatures(EmbeddingNetwork):
             )
         return [join_features([*pair]) for pair in zip(features, skipped, strict=True)]
 
+    @property
+    def num_learned(self) -> int:
+        """How many features of each level, its first, are a network's; others skip it."""
+        return int(self.features.biases[-1].shape[-1])
+
     def _pool(self, features: Tensor, skipped: Sequence[Tensor], pooling: Pooling) -> list[Tensor]:
         """Features at every level, a network after each pooling."""
         levels = [features]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,14 @@ class Contexts:
 
     Args:
         latents: For each latent its features, `(*batch, *aligned plates, size)`.
+        is_learned: For each latent which of them are made by networks; moments skip these.
         common: For each latent those of them that are common to all elements of its plates.
         cells: For each observed site the features of its rows, before any pooling.
         poolings: For each observed site how its rows are pooled.
     """
 
     latents: Mapping[str, Tensor]
+    is_learned: Mapping[str, tuple[bool, ...]]
     common: Mapping[str, Tensor]
     cells: Mapping[str, Tensor]
     poolings: Mapping[str, Pooling]
@@ -90,9 +92,10 @@ class PosteriorChain(nn.Module):
             The features.
         """
         structure = self.structure
+        networks = cast(Sequence[EmbeddingNetwork], self.embeddings)
         levels: dict[str, list[Tensor]] = {}
         poolings: dict[str, Pooling] = {}
-        for site, network in zip(structure.observed, self.embeddings, strict=True):
+        for site, network in zip(structure.observed, networks, strict=True):
             value, parts = self._read(standardisation, observations, site, batch_dims)
             present = None
             if site.name in structure.incomplete:
@@ -117,12 +120,17 @@ class PosteriorChain(nn.Module):
             levels[site.name] = network(join_features(parts), pooling)
             poolings[site.name] = pooling
         latents: dict[str, Tensor] = {}
+        is_learned: dict[str, tuple[bool, ...]] = {}
         common: dict[str, Tensor] = {}
         for names in self.groups:
             first = structure.site(names[0])
             chosen = [
-                (level, poolings[site.name].spread(features, level.plates, first.plates))
-                for site in structure.observed
+                (
+                    level,
+                    poolings[site.name].spread(features, level.plates, first.plates),
+                    network.num_learned,
+                )
+                for site, network in zip(structure.observed, networks, strict=True)
                 for features, level, is_used in zip(
                     levels[site.name],
                     structure.levels(site),
@@ -131,12 +139,18 @@ class PosteriorChain(nn.Module):
                 )
                 if is_used
             ]
-            latents |= dict.fromkeys(names, join_features([part for _, part in chosen]))
+            latents |= dict.fromkeys(names, join_features([part for _, part, _ in chosen]))
+            learned = [
+                number < num_learned
+                for _, part, num_learned in chosen
+                for number in range(part.shape[-1])
+            ]
+            is_learned |= dict.fromkeys(names, tuple(learned))
             if first.coupled:
-                whole = [part for level, part in chosen if not level.plates]
+                whole = [part for level, part, _ in chosen if not level.plates]
                 common |= dict.fromkeys(names, join_features(whole))
         cells = {name: features[0] for name, features in levels.items()}
-        return Contexts(latents, common, cells, poolings)
+        return Contexts(latents, is_learned, common, cells, poolings)
 
     def _read(
         self,

@@ -6,6 +6,7 @@ from pyro_amortize.objectives.fisher_regularized import FisherRegularized
 from pyro_amortize.objectives.info_elbo import InfoELBO
 from pyro_amortize.objectives.iwae import IWAE
 from pyro_amortize.objectives.mixed import Mixed
+from pyro_amortize.objectives.mmd_regularizer import MMDRegularizer
 from pyro_amortize.objectives.npe import NPE
 from pyro_amortize.objectives.self_consistency import SelfConsistency
 from pyro_amortize.objectives.trajectory_balance import TrajectoryBalance
@@ -23,6 +24,7 @@ __all__ = [
     "DataEmphasizedELBO",
     "FisherRegularized",
     "InfoELBO",
+    "MMDRegularizer",
     "Mixed",
     "SelfConsistency",
     "TrajectoryBalance",

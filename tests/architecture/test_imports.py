@@ -39,6 +39,7 @@ LAYERS = (
         "measure",
         "observations",
         "standardisation",
+        "summaries",
         "networks",
         "attention",
         "decoders",

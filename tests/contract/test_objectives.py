@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning"
 OBJECTIVES = {
     "NPE": lambda package: package.NPE(4),
     "FisherRegularized": lambda package: package.FisherRegularized(package.NPE(4), 0.01),
+    "MMDRegularizer": lambda package: package.MMDRegularizer(package.NPE(4)),
     "IWAE": lambda package: package.IWAE(3),
     "RWS": lambda package: package.RWS(3, num_simulations=2),
     "WakeSleep": lambda package: package.WakeSleep(num_simulations=2),
@@ -26,6 +27,7 @@ OBJECTIVES = {
     "VIBLoss": lambda package: package.VIBLoss(0.5),
     "Mixed": lambda package: package.Mixed({package.NPE(2): 0.5, package.IWAE(2): 0.5}),
 }
+OF_SIMULATIONS = ("NPE", "FisherRegularized", "MMDRegularizer")
 # What guides can do, by a model in `tests/shapes.py` that needs it.
 CAPABILITIES = {
     "latents above rows": "conjugate_normal",
@@ -91,7 +93,7 @@ CASES = [(capability, backend) for backend in ("numpyro", "pyro") for capability
 def test_objective_trains_or_says_why_not(case, objective):
     capability, case = case
     loss = OBJECTIVES[objective](case.host.package)
-    call = case.kwargs if objective in ("NPE", "FisherRegularized") else case.call_with_data(0)
+    call = case.kwargs if objective in OF_SIMULATIONS else case.call_with_data(0)
     refusal = REFUSALS.get(objective, {}).get(capability)
     if refusal is None:
         train(case, loss, call)
