@@ -8,11 +8,16 @@ from tests.problems import PROBLEMS
 
 pytestmark = pytest.mark.slow
 
-NUM_ROUNDS, NUM_SIMULATIONS, NUM_DRAWS = 3, 10_000, 40_000
+NUM_ROUNDS, NUM_SIMULATIONS, NUM_DRAWS = 3, 50_000, 40_000
 
 
 def test_linear_gaussian(host, monkeypatch):
-    """Means within 0.05 and sds within 5 per cent; densities at the exact mean do not drift up."""
+    """Means within 0.05 and sds within 5 per cent; densities at the exact mean do not drift up.
+
+    For data near the edge of the region the truncated posterior is narrower than the exact one.
+    A network of few units that is not trained to the end carries that over to the data set, where
+    it leaves sds up to 7 per cent too small; so these networks are larger, and without patience.
+    """
     problem, model = PROBLEMS["linear_gaussian_2"], host.models.linear_gaussian_2
     _, data = problem.sample_joint(np.random.default_rng(1), 1)
     x, mean = host.array(data["x"][0]), problem.posterior_mean(data)[0]
@@ -27,8 +32,8 @@ def test_linear_gaussian(host, monkeypatch):
         return amortized
 
     monkeypatch.setattr(module, "fit", fit_and_look)
-    spec = host.package.SplineFlowDensity(num_transforms=1, num_bins=4, hidden_dims=(64,))
-    embedding = host.package.PlateEmbedding(16, (64,), num_rounds=1)
+    spec = host.package.SplineFlowDensity(num_transforms=2, hidden_dims=(128, 128))
+    embedding = host.package.PlateEmbedding(32, (128,), num_rounds=1)
     amortized = host.fit_sequential(
         model,
         host.guide(model, observed="x", densities=spec, embedding=embedding),
@@ -36,8 +41,9 @@ def test_linear_gaussian(host, monkeypatch):
         objective=host.package.NPE(256),
         num_rounds=NUM_ROUNDS,
         num_simulations=NUM_SIMULATIONS,
-        num_steps=1000,
+        num_steps=3000,
         learning_rate=3e-3,
+        patience=None,
     )
     draws = host.sample(amortized.at(x), NUM_DRAWS)["z"]
     errors, ratios = (draws.mean(0) - mean) / sd, draws.std(0) / sd
