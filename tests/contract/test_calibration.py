@@ -60,7 +60,7 @@ def test_a_classifier_judges_the_guide_given_the_data(host):
     assert found.to_datatree()["prior_sbc"]["local"].sizes == {"chain": 1, "draw": 60}
 
 
-@pytest.mark.compiles
+@pytest.mark.slow
 def test_a_classifier_accepts_a_trained_guide(host, conjugate):
     found = host.check_calibration(conjugate, 300, 99, num_local=1000)
     assert found.is_accepted
@@ -68,6 +68,7 @@ def test_a_classifier_accepts_a_trained_guide(host, conjugate):
     assert "wrong given the data" in str(wrong)
 
 
+@pytest.mark.compiles
 def test_local_latents_are_ranked_one_by_one_and_pooled(host):
     found = judged(host, "eight_schools_noncentered")
     checks = [(row.site, row.check) for row in found.rows]

@@ -36,10 +36,16 @@ def cases(host):
     }
 
 
+def marks_of(name, family):
+    if (name, family) not in QUICK:
+        return [pytest.mark.slow]
+    return [pytest.mark.compiles] * (family == "SplineFlowDensity")
+
+
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        pytest.param(name, family, marks=[pytest.mark.slow] * ((name, family) not in QUICK))
+        pytest.param(name, family, marks=marks_of(name, family))
         for name in NAMES
         for family in ("NormalDensity", "SplineFlowDensity")
     ],
@@ -75,6 +81,7 @@ def test_weights_for_one_and_for_many_data_sets(host, name, family):
     assert all(resampled[latent].shape[:2] == (50, 2) for latent in latents)
 
 
+@pytest.mark.compiles
 def test_local_latents_marginalised_are_no_worse_than_joint(host):
     """Evidence is the same; the marginalised weights vary less."""
     model = host.models.hierarchical_normal

@@ -210,7 +210,7 @@ def test_densities_integrate_to_one(host, rng, family):
         assert total == pytest.approx(1.0, abs=1e-3)
 
 
-@each_family
+@each_family_slowest_apart
 def test_draws_fill_the_plane_as_the_density_says(host, family):
     num_steps = {"DiffusionDensity": 20}.get(family, 6)
     assert_draws_follow(host, random_flow(host, family, 2, num_steps=num_steps), CONTEXT)

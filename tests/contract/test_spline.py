@@ -108,7 +108,9 @@ def scrambled_density(host, spec, num_sites, event_size, context_size, scale=0.1
     return jax.tree.map(noisy, density)
 
 
-@pytest.mark.parametrize("family", ["SplineFlowDensity", "NormalDensity"])
+@pytest.mark.parametrize(
+    "family", [pytest.param("SplineFlowDensity", marks=pytest.mark.slow), "NormalDensity"]
+)
 def test_density_integrates_to_one_in_two_dimensions(host, family):
     spec = getattr(host.package, family)(hidden_dims=(8,))
     density = scrambled_density(host, spec, 1, 2, 3, scale=0.1)  # smooth enough for a grid

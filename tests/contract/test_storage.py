@@ -82,6 +82,7 @@ def test_a_file_holds_no_pickle(host, tmp_path):
     assert b"pickle" not in head
 
 
+@pytest.mark.compiles
 def test_starting_from_trained_weights(host):
     """A second fit goes on from the first one."""
     model = host.models.conjugate_normal
