@@ -432,6 +432,14 @@ def line_through(x, y=None):
         numpyro.sample("y", dist.Normal(intercept + slope * x, _LINE.noise), obs=y)
 
 
+def regression_on(design, y=None):
+    """A linear regression on the columns of a matrix, with known noise."""
+    size = design.shape[1]
+    beta = numpyro.sample("beta", dist.Normal(0.0, 1.0).expand([size]).to_event(1))
+    with numpyro.plate("rows", len(design), dim=-1):
+        numpyro.sample("y", dist.Normal((beta * design).sum(-1), 1.0), obs=y)
+
+
 def line_through_logarithms(exposure, y=None):
     """The same again, on a covariate that the model computes."""
     intercept = numpyro.sample("intercept", dist.Normal(0.0, 1.0))
