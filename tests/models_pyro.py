@@ -447,6 +447,12 @@ def regression_on(design, y=None):
         pyro.sample("y", dist.Normal((beta * design).sum(-1), 1.0), obs=y)
 
 
+def ten_gauges(gains, x=None):
+    """Ten latents, each read once, with signal to noise `gains` as sds."""
+    z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([10]).to_event(1))
+    pyro.sample("x", dist.Normal(gains * z, 1.0).to_event(1), obs=x)
+
+
 def line_through_logarithms(exposure, y=None):
     """The same again, on a covariate that the model computes."""
     intercept = pyro.sample("intercept", dist.Normal(0.0, 1.0))

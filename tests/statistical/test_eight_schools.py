@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import halfcauchy, norm
+from scipy.integrate import quad
+from scipy.stats import halfcauchy, multivariate_normal, norm
 
 from amortize_diagnostics import importance_summary
 from tests.backends import host as host_of
@@ -60,6 +61,20 @@ def errors(draws):
     return max(means), max(sds)
 
 
+@cache
+def exact_log_evidence():
+    """Given tau the data are normal, so that one integral is left."""
+    data = reference()
+
+    def joint(tau):
+        covariance = 25.0 + np.diag(data["data_sigma"] ** 2 + tau**2)
+        log_density = multivariate_normal(np.zeros(8), covariance).logpdf(data["data_y"])
+        return np.exp(log_density + halfcauchy.logpdf(tau, 0, 5) + 30.0)
+
+    parts = [quad(joint, *ends, epsabs=0, epsrel=1e-9)[0] for ends in ((0, 10), (10, np.inf))]
+    return np.log(sum(parts)) - 30.0
+
+
 def test_noncentered_guide_alone(host):
     draws = host.sample(posterior(host.name, "noncentered"), NUM_DRAWS)
     mean, sd = errors(draws)
@@ -74,6 +89,10 @@ def test_noncentered_guide_weighted(host):
     assert sd < 0.06
     assert found.summary.khat < 0.5
     assert found.summary.ess_fraction > 0.5
+    error = found.summary.log_evidence - exact_log_evidence()
+    print(f"log evidence off by {error:.4f}, standard error {found.summary.log_evidence_se:.4f}")
+    assert abs(error) < 3 * found.summary.log_evidence_se
+    assert found.summary.log_evidence_se < 0.02
 
 
 def test_noncentered_nuts_from_the_guide(host):
@@ -84,6 +103,8 @@ def test_noncentered_nuts_from_the_guide(host):
     assert sd < 0.1
     assert chains.space == "noise"
     assert chains.summary.lowest_ess > 400
+    assert max(np.max(each) for each in chains.summary.rhat.values()) < 1.02
+    assert chains.summary.num_divergent <= 10
 
 
 def test_training_took_at_most_three_minutes(host):
