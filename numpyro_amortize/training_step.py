@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer.elbo import ELBO
@@ -31,7 +32,7 @@ from numpyro_amortize.tracing import log_densities, run_model
 
 _FEWEST_KEYS = 8  # for which room is compiled
 
-State = tuple[dict[str, Any], Any]
+State = tuple[Any, Any]  # what is trained, and the optimiser's
 
 
 class _Part(NamedTuple):
@@ -62,8 +63,8 @@ class TrainingStep:
     """The optimiser step of one guide, model and objective.
 
     Compiling is what takes long, so that one program does all: any number of steps, the loss on
-    held-out simulations, which is that of steps without an update, and the default optimiser on
-    all parameters as one vector.
+    held-out simulations, which is that of steps without an update. For the default optimiser all
+    parameters are one vector; one that is given may treat them by their names.
 
     Args:
         model: The model.
@@ -101,11 +102,8 @@ class TrainingStep:
         is_npe = all(isinstance(part, NPE) for part, _, _ in self._parts)
         is_model_fixed = is_npe or not trains_model
         clipping = gradient_clipping([part for part, _, _ in self._parts])
-        if optimizer is None:
-            adam = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-            self.optimizer = optax.flatten(optax.chain(clipping, adam))
-        else:
-            self.optimizer = optax.chain(clipping, optimizer)
+        default = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+        self.optimizer = optax.chain(clipping, default if optimizer is None else optimizer)
         self._transforms: dict[str, Any] = {}
         start = guide.init_params()
         for name, (value, constraint) in _model_params(model if is_npe else filled, call).items():
@@ -122,11 +120,15 @@ class TrainingStep:
         }
         # Nor are the networks of pooled levels that no latent site reads.
         self._unread: dict[str, Array] = {}
+        self._by_name: Callable[[Any], dict[str, Any]] = dict
         self._unread = self._find_unread(free, call)
         free[PARAMS] = {
             name: value for name, value in free[PARAMS].items() if name not in self._unread
         }
-        self.initial: State = (free, self.optimizer.init(free))
+        trained: Any = free
+        if optimizer is None:
+            trained, self._by_name = ravel_pytree(free)
+        self.initial: State = (trained, self.optimizer.init(trained))
         self._num_keys = _FEWEST_KEYS
         self._compiled = eqx.filter_jit(self._loop)
         self._of_bank = eqx.filter_jit(self._mean_of_bank)
@@ -191,7 +193,7 @@ class TrainingStep:
                     bad_gradients[name] = None
         return not_finite_message(first_step + bad_step + 1, list(bad_losses), list(bad_gradients))
 
-    def _site_terms(self, free: dict[str, Any], part: _Part, call: Call) -> dict[str, Array]:
+    def _site_terms(self, free: Any, part: _Part, call: Call) -> dict[str, Array]:
         """The terms of one objective's loss by site."""
         args, kwargs = call
         given = part.key, self._constrain(free), part.model, part.guide
@@ -217,10 +219,10 @@ class TrainingStep:
             found.append(_Part(objective, weight, model, guide, own_key))
         return found
 
-    def _constrain(self, free: Mapping[str, Any]) -> dict[str, Any]:
+    def _constrain(self, free: Any) -> dict[str, Any]:
         trained = {
             name: self._transforms[name](value) if name in self._transforms else value
-            for name, value in free.items()
+            for name, value in self._by_name(free).items()
         }
         trained[PARAMS] = {**trained[PARAMS], **self._unread}
         return trained | self._constants
@@ -236,7 +238,7 @@ class TrainingStep:
 
     def _loss(
         self,
-        free: dict[str, Any],
+        free: Any,
         key: Array,
         call: Call,
         true_sizes: Mapping[str, Array],
@@ -264,7 +266,7 @@ class TrainingStep:
         call: Call,
         true_sizes: Mapping[str, Array],
     ) -> tuple[State, tuple[Array, Array, Array]]:
-        def loss(free: dict[str, Any], key: Array) -> tuple[Array, Array]:
+        def loss(free: Any, key: Array) -> tuple[Array, Array]:
             return self._loss(free, key, call, true_sizes, is_held_out=~is_training)
 
         def one(step: Array, carry: Any) -> Any:

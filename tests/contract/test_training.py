@@ -181,6 +181,7 @@ def test_numpyro_trains_no_weights_that_no_site_reads():
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
+    import optax
 
     from numpyro_amortize import NPE, AmortizedGuide
     from numpyro_amortize.training_step import TrainingStep
@@ -200,7 +201,7 @@ def test_numpyro_trains_no_weights_that_no_site_reads():
             guide,
             objective,
             ((), {"x": data}),
-            optimizer=None,
+            optimizer=optax.sgd(1e-3),
             learning_rate=1e-3,
             num_steps=1,
             params=None,
