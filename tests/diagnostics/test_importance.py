@@ -349,13 +349,13 @@ def test_resampling_takes_one_data_set(rng):
 @pytest.mark.parametrize(("width", "loc"), [(1.0, 0.0), (2.0, 0.0), (1.0, 1.0)])
 def test_draws_of_local_latents_are_judged_by_themselves(rng, width, loc):
     """Averaged out, weights of many local draws hide that each is bad: here is the worst."""
-    draws = rng.normal(size=(64, 2000, 3)) * [1.0, 1.0, width] + [0.0, 0.0, loc]
+    draws = rng.normal(size=(640, 200, 3)) * [1.0, 1.0, width] + [0.0, 0.0, loc]
     scale = np.array([1.0, 1.0, width])
     local = norm.logpdf(draws) - norm.logpdf(draws, [0.0, 0.0, loc], scale)
-    own = marginalise_local_weights(np.zeros(2000), local)
+    own = marginalise_local_weights(np.zeros(200), local)
     found = importance_summary(own, own, local)
     exact = np.exp(-(loc**2)) * np.sqrt(2 * width**2 - 1) / width**2
-    assert found.local_ess_fraction == pytest.approx(exact, rel=0.1)
+    assert found.local_ess_fraction == pytest.approx(exact, rel=0.06)
     assert found.guide_ess_fraction > 0.95
     assert found.own_ess_fraction == min(found.local_ess_fraction, found.guide_ess_fraction)
     assert f"{found.local_ess_fraction:.2f} for local latents" in str(found)
