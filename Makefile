@@ -18,10 +18,10 @@ BIN := $(VENV)/bin
 # constraints.txt pins what was tested on Python 3.11; other Pythons resolve freely.
 CONSTRAINTS = $(shell $(PYTHON) -c 'import sys; print("-c constraints.txt" * (sys.version_info[:2] == (3, 11)))')
 
-.PHONY: help demo test test-slow test-newest lint notebooks bench bench-tasks bench-peers clean
+.PHONY: help demo test test-slow test-diagnostics test-newest lint notebooks bench bench-tasks bench-peers clean
 
 help:
-	@echo "targets: demo test test-slow test-newest lint notebooks bench bench-tasks bench-peers clean"
+	@echo "targets: demo test test-slow test-diagnostics test-newest lint notebooks bench bench-tasks bench-peers clean"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,16 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	AMORTIZE_REQUIRE=pyro,numpyro $(BIN)/python -m pytest -n 2 -m "slow or mutant"
+
+# Without torch and without JAX: what users of other samplers have.
+test-diagnostics: .venv-diagnostics/.installed
+	.venv-diagnostics/bin/python -c 'from importlib.util import find_spec as f; assert not (f("torch") or f("jax"))'
+	.venv-diagnostics/bin/python -m pytest tests/diagnostics -m "not slow and not mutant"
+
+.venv-diagnostics/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-diagnostics
+	.venv-diagnostics/bin/python -m pip install --quiet $(CONSTRAINTS) -e '.[arviz]' 'pytest>=8'
+	touch $@
 
 # The newest releases on the newer Pythons (ArviZ 1 among them), without constraints.
 # Where pyenv keeps a Python, its shim on the PATH may not work, so both places are tried.
