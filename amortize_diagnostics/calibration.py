@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -160,12 +161,19 @@ class Calibration:
         """
         return to_datatree({"prior_sbc": self.pit}, dims=self.dims, coords=coords)
 
-    def plot(self, var_names: str | Sequence[str] | None = None, **kwargs: Any) -> Any:
+    def plot(
+        self,
+        var_names: str | Sequence[str] | None = None,
+        *,
+        envelope_prob: float = 0.95,
+        **kwargs: Any,
+    ) -> Any:
         """Empirical minus uniform distribution of the ranks, with a band, by arviz-plots.
 
         Args:
             var_names: Quantities to show; all if None.
-            **kwargs: Arguments of `arviz_plots.plot_ecdf_pit`, such as `ci_prob` or `coverage`.
+            envelope_prob: Probability that a calibrated guide is within the band.
+            **kwargs: Other arguments of `arviz_plots.plot_ecdf_pit`, such as `coverage`.
 
         Returns:
             The `PlotCollection`.
@@ -181,7 +189,9 @@ class Calibration:
                 f"Calibration.plot: expected arviz-plots and matplotlib, got none ({error}). "
                 "Install them with `pip install 'pyro-amortize[arviz]'`."
             ) from error
-        options: dict[str, Any] = {"ci_prob": 0.95, "backend": "matplotlib", **kwargs}
+        is_newest = "envelope_prob" in signature(plot_ecdf_pit).parameters  # else ci_prob
+        band = {"envelope_prob" if is_newest else "ci_prob": envelope_prob}
+        options: dict[str, Any] = {"backend": "matplotlib", **band, **kwargs}
         return plot_ecdf_pit(self.to_datatree(), var_names=var_names, **options)
 
 

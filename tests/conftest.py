@@ -35,7 +35,7 @@ def require(backend: str) -> None:
     if missing and backend in REQUIRED:
         pytest.fail(f"AMORTIZE_REQUIRE names {backend}, but {', '.join(missing)} is not installed")
     if missing:
-        pytest.skip(f"{backend} needs {', '.join(missing)}")
+        pytest.skip(f"{backend} needs {', '.join(missing)}", allow_module_level=True)
 
 
 @dataclass(frozen=True)

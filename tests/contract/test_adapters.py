@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import gumbel_r, kstest, laplace
 
 from tests.backends import numpy_tree
+from tests.conftest import require
 from tests.external_flows import external_spline
 
 pytestmark = pytest.mark.compiles
@@ -160,6 +161,7 @@ def test_flows_that_are_none(host, built):
 
 
 def test_a_module_that_gives_no_distribution():
+    require("pyro")
     host = import_module("tests.backends").host("pyro")
     linear = import_module("torch.nn").Linear
     spec = host.package.ExternalFlowDensity(lambda size, context: linear(context, size))

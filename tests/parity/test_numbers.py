@@ -27,6 +27,8 @@ QUICK = (
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """Guides of NumPyro in files, and their densities by both packages: the folder of a case."""
+    for backend in ("numpyro", "pyro"):
+        require(backend)
     folders = {}
 
     def folder_of(name):
@@ -35,7 +37,6 @@ def written(tmp_path_factory):
             folders[is_quick] = tmp_path_factory.mktemp("float64")
             names = [each for each in CASES if (each in QUICK) == is_quick]
             for backend in ("numpyro", "pyro"):
-                require(backend)
                 script = [sys.executable, "-m", "tests.parity.float64_guides", backend]
                 subprocess.run(
                     [*script, str(folders[is_quick]), *names],
