@@ -13,6 +13,7 @@ from jax import Array
 from numpyro_amortize.layout import pack_plain
 from numpyro_amortize.objectives.gradients import reparameterised_only
 from numpyro_amortize.objectives.npe import NPE, Drawn, means
+from numpyro_amortize.objectives.penalised_npe import PenalisedNPE
 from numpyro_amortize.pooling import existing
 from numpyro_amortize.standardisation import Standardisation
 from numpyro_amortize.structure import ModelStructure, SiteInfo
@@ -20,7 +21,7 @@ from numpyro_amortize.structure import ModelStructure, SiteInfo
 _PENALTY = 2**31 - 2  # beside the key of losses that are random
 
 
-class FisherRegularized(NPE):
+class FisherRegularized(PenalisedNPE):
     """NPE whose answers move little when the data do, a loss for `fit` and for the host's `SVI`.
 
     `loss = L_NPE + beta E_{p(x)} tr I(x)` with `I(x) = E_{q(z | x)} [g g']` and `g` the gradient
@@ -55,19 +56,11 @@ class FisherRegularized(NPE):
     """
 
     def __init__(self, npe: NPE, beta: float, *, num_samples: int = 1) -> None:
-        if type(npe) is not NPE:
-            raise TypeError(f"npe: expected an NPE such as NPE(128), got {type(npe).__name__}")
+        super().__init__(npe)
         if not (beta >= 0 and math.isfinite(beta)):
             raise ValueError(f"beta: expected a number from 0 on, got {beta}")
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-        super().__init__(
-            npe.num_simulations,
-            model_args=npe.model_args,
-            simulations=npe.simulations,
-            nonfinite=npe.nonfinite,
-            missing=npe.missing,
-        )
         self.beta, self.num_samples = beta, num_samples
 
     def _training_losses(

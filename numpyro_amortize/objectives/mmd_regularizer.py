@@ -12,12 +12,13 @@ import numpy as np
 from jax import Array
 
 from numpyro_amortize.objectives.npe import NPE, Drawn, means
+from numpyro_amortize.objectives.penalised_npe import PenalisedNPE
 from numpyro_amortize.summaries import are_learned, summaries
 
 _NORMAL = 2**31 - 3  # beside the key of losses that are random
 
 
-class MMDRegularizer(NPE):
+class MMDRegularizer(PenalisedNPE):
     """NPE that shapes the guide's contexts, a loss for `fit` and for the host's `SVI`.
 
     `loss = L_NPE + weight MMD^2(h(x), N(0, I))`, the squared maximum mean discrepancy between the
@@ -59,8 +60,7 @@ class MMDRegularizer(NPE):
         *,
         bandwidths: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0),
     ) -> None:
-        if type(npe) is not NPE:
-            raise TypeError(f"npe: expected an NPE such as NPE(128), got {type(npe).__name__}")
+        super().__init__(npe)
         if npe.num_simulations < 2:
             raise ValueError(
                 "npe: expected at least 2 simulations per step, between which the discrepancy is "
@@ -71,13 +71,6 @@ class MMDRegularizer(NPE):
         widths = tuple(bandwidths)
         if not widths or not all(width > 0 and math.isfinite(width) for width in widths):
             raise ValueError(f"bandwidths: expected positive numbers, got {widths}")
-        super().__init__(
-            npe.num_simulations,
-            model_args=npe.model_args,
-            simulations=npe.simulations,
-            nonfinite=npe.nonfinite,
-            missing=npe.missing,
-        )
         self.weight, self.bandwidths = weight, widths
 
     def _training_losses(

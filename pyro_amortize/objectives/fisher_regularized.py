@@ -12,11 +12,12 @@ from torch import Tensor
 from pyro_amortize.layout import pack_plain
 from pyro_amortize.objectives.gradients import reparameterised_only
 from pyro_amortize.objectives.npe import NPE, Drawn, means
+from pyro_amortize.objectives.penalised_npe import PenalisedNPE
 from pyro_amortize.standardisation import Standardisation
 from pyro_amortize.structure import ModelStructure, SiteInfo
 
 
-class FisherRegularized(NPE):
+class FisherRegularized(PenalisedNPE):
     """NPE whose answers move little when the data do, a loss for `fit` and for the host's `SVI`.
 
     `loss = L_NPE + beta E_{p(x)} tr I(x)` with `I(x) = E_{q(z | x)} [g g']` and `g` the gradient
@@ -51,19 +52,11 @@ class FisherRegularized(NPE):
     """
 
     def __init__(self, npe: NPE, beta: float, *, num_samples: int = 1) -> None:
-        if type(npe) is not NPE:
-            raise TypeError(f"npe: expected an NPE such as NPE(128), got {type(npe).__name__}")
+        super().__init__(npe)
         if not (beta >= 0 and math.isfinite(beta)):
             raise ValueError(f"beta: expected a number from 0 on, got {beta}")
         if num_samples < 1:
             raise ValueError(f"num_samples: expected at least 1, got {num_samples}")
-        super().__init__(
-            npe.num_simulations,
-            model_args=npe.model_args,
-            simulations=npe.simulations,
-            nonfinite=npe.nonfinite,
-            missing=npe.missing,
-        )
         self.beta, self.num_samples = beta, num_samples
 
     def _training_losses(
